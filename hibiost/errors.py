@@ -1,0 +1,43 @@
+"""Exceptions. Each message says what was found, what was expected and what mends it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["DataError", "DownloadError", "HibiostError", "ImageError", "MissingSlotError", "ModelError"]
+
+
+class HibiostError(Exception):
+    """Base class of everything hibiost refuses."""
+
+
+class DataError(HibiostError, ValueError):
+    """An AnnData (or array) that does not hold what a function needs."""
+
+
+class MissingSlotError(HibiostError, KeyError):
+    """A slot of the AnnData that another call has to write first."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ImageError(HibiostError, OSError):
+    """An image that is absent or unreadable."""
+
+
+class DownloadError(HibiostError, OSError):
+    """A public file that could not be fetched or does not match its hash."""
+
+
+class ModelError(HibiostError, ValueError):
+    """A model that is absent, unreadable or does not fit the data."""
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """A phrase with the names most like ``name``, empty where none is near."""
+    known = [str(k) for k in known]
+    folded = {k.casefold(): k for k in known}
+    hits = [folded[h] for h in difflib.get_close_matches(str(name).casefold(), folded, n=n, cutoff=0.6)]
+    return f" Did you mean {' or '.join(repr(h) for h in hits)}?" if hits else ""

@@ -1,0 +1,34 @@
+"""Names of the AnnData slots that hibiost reads and writes: the only place where they are spelled."""
+
+from __future__ import annotations
+
+LIBRARY = "library_id"
+"""``obs``: the slide a spot belongs to; also the key of that slide in ``uns["spatial"]``."""
+PATIENT = "patient"
+"""``obs``: the patient (or individual) a slide comes from."""
+SPATIAL = "spatial"
+"""``obsm``: spot centres (x, y) in full-resolution pixels; ``uns``: scanpy's layout of images and scale factors."""
+
+TFIDF = "tfidf"
+"""``layers``: TF-IDF weights."""
+SENTENCE = "gene_sentence"
+"""``obsm``: gene sentences as indices; ``uns``: the genes they index and the parameters."""
+IDF = "idf"
+"""``var``: inverse document frequency."""
+N_SPOTS = "n_spots"
+"""``var``: the number of spots with a count above zero."""
+
+EMBED = "X_hibiost"
+"""``uns``: model and parameters of the embeddings; prefix of the two slots below."""
+IMAGE_EMBEDDING = f"{EMBED}_image"
+"""``obsm``: l2-normalised image embeddings."""
+GENE_EMBEDDING = f"{EMBED}_gene"
+"""``obsm``: l2-normalised gene-sentence embeddings."""
+
+CLUSTER = "cluster"
+"""``obs``: clusters after smoothing; with the suffix ``_raw``, before."""
+PREDICTED = "predicted_expression"
+"""``obsm``: predicted log1p expression, a DataFrame; ``uns``: its parameters."""
+
+MEASURED = "measured"
+"""``varm``: a bool DataFrame, genes x slides: whether the slide measured the gene at all."""
