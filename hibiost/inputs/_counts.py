@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from .. import keys
+from ..errors import DataError, MissingSlotError, nearest
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def check_spots(adata: AnnData) -> None:
+    """Refuse what is no AnnData, and an AnnData without spots."""
+    if not hasattr(adata, "obsm"):
+        raise DataError(f"expected an AnnData, found {type(adata).__name__}.")
+    if adata.n_obs == 0:
+        raise DataError("the AnnData holds no spots (n_obs = 0); was it filtered too hard?")
+
+
+def counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
+    """Raw counts of ``X`` or a layer as CSR, after checking that they are counts.
+
+    Raises
+    ------
+    DataError
+        No spots, no genes, duplicate gene names, no matrix, or values that are no counts.
+    MissingSlotError
+        ``layer`` is not there.
+    """
+    check_spots(adata)
+    if adata.n_vars == 0:
+        raise DataError("the AnnData holds no genes (n_vars = 0).")
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        raise DataError(
+            f"{len(twice)} gene names occur more than once (for example {list(map(str, twice[:3]))}); "
+            "call adata.var_names_make_unique() or sum them first."
+        )
+    if layer is not None and layer not in adata.layers:
+        raise MissingSlotError(
+            f"no layer {layer!r}; the layers are {list(adata.layers)}.{nearest(layer, adata.layers)}"
+        )
+    where = "X" if layer is None else f"layers[{layer!r}]"
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None:
+        raise DataError(f"{where} is empty (None); expected raw counts, or name their layer with layer=.")
+    matrix = sparse.csr_matrix(matrix)
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    _check_counts(matrix.data, where)
+    return matrix
+
+
+def _check_counts(values: np.ndarray, where: str) -> None:
+    hint = "hibiost needs raw counts: name the layer that holds them with layer=."
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{where} has dtype {values.dtype}; {hint}")
+    if values.dtype.kind == "f":
+        bad = ~np.isfinite(values)
+        if bad.any():
+            raise DataError(f"{where} holds {int(bad.sum())} NaN or infinite values; {hint}")
+        broken = values != np.rint(values)
+        if broken.any():
+            raise DataError(
+                f"{where} holds {int(broken.sum())} values that are no counts, such as {values[broken][0]:.4g}; {hint}"
+            )
+    if values.size and values.min() < 0:
+        raise DataError(f"{where} holds negative values, such as {values.min():.4g}; {hint}")
+
+
+def log_expression(matrix: sparse.csr_matrix, *, target_sum: float | None = None) -> sparse.csr_matrix:
+    """log1p of counts, float32; with ``target_sum`` each spot is scaled to that many counts first."""
+    result = sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
+    if target_sum is not None:
+        totals = np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
+        factors = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
+        result.data *= np.repeat(factors, np.diff(result.indptr)).astype(np.float32)
+    np.log1p(result.data, out=result.data)
+    return result
+
+
+def median_total(matrix: sparse.csr_matrix) -> float:
+    """Median of the spots' total counts, empty spots left out."""
+    totals = np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
+    if not totals.any():
+        raise DataError(f"all {len(totals)} spots are empty; there is no library size to scale to.")
+    return float(np.median(totals[totals > 0]))
+
+
+def slot(adata: AnnData, attribute: str, key: str, call: str) -> Any:
+    """``adata.<attribute>[key]``, or an error that names the call which writes it."""
+    mapping = getattr(adata, attribute)
+    if key not in mapping:
+        found = [str(k) for k in mapping]
+        raise MissingSlotError(
+            f"no {attribute}[{key!r}] in the AnnData (there: {found}); call {call} first.{nearest(key, found)}"
+        )
+    return mapping[key]
+
+
+def record(adata: AnnData, key: str, **entries: Any) -> None:
+    """Write ``uns[key]``; ``None`` parameters are left out, since not every file format can hold them."""
+    params = {k: v for k, v in entries.pop("params", {}).items() if v is not None}
+    adata.uns[key] = {**entries, "params": params}
+
+
+def slide_metadata(adata: AnnData, library: str) -> dict[str, Any]:
+    """``uns["spatial"][library]["metadata"]``, empty where there is none."""
+    return dict(adata.uns.get(keys.SPATIAL, {}).get(library, {}).get("metadata", {}))

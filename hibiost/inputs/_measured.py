@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .. import keys
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def slide_counts(
+    adata: AnnData, counts: sparse.csr_matrix, slides: dict[str, np.ndarray]
+) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+    """For each slide the names and counts of the genes it measured, as :meth:`hibiost.genes.Vocabulary.fit` takes them.
+
+    ``varm["measured"]`` (bool DataFrame, a column per slide) tells; without it every slide measured every gene.
+
+    Raises
+    ------
+    DataError
+        ``varm["measured"]`` is no such table.
+    """
+    names = adata.var_names.to_numpy(dtype=object)
+    if keys.MEASURED not in adata.varm:
+        yield names, counts
+        return
+    measured = adata.varm[keys.MEASURED]
+    expected = f"expected a DataFrame with a column of bool for each slide, {list(slides)}"
+    if not isinstance(measured, pd.DataFrame):
+        raise DataError(f"varm[{keys.MEASURED!r}] is a {type(measured).__name__}; {expected}, or delete it.")
+    absent = [name for name in slides if name not in measured]
+    if absent:
+        raise DataError(f"varm[{keys.MEASURED!r}] has no column {absent[0]!r} (it has {list(measured)}); {expected}.")
+    for library, rows in slides.items():
+        mask = measured[library].to_numpy(dtype=bool)
+        yield names[mask], counts[rows][:, mask]

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .. import keys
+from ..errors import DataError, ImageError, MissingSlotError, nearest
+from ..images import PixelSource, count_padded, iter_patches, open_image
+from ..settings import logger
+from ._counts import check_spots
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def coordinates(adata: AnnData) -> np.ndarray:
+    """Spot centres (x, y) in full-resolution pixels, float64, n_obs x 2.
+
+    Raises
+    ------
+    MissingSlotError
+        There is no ``obsm["spatial"]``.
+    DataError
+        It is not n_obs x 2 finite numbers.
+    """
+    check_spots(adata)
+    where = f"obsm[{keys.SPATIAL!r}]"
+    if keys.SPATIAL not in adata.obsm:
+        raise MissingSlotError(
+            f"no {where} in the AnnData (there: {list(adata.obsm)}); set adata.{where} to the spot centres (x, y) "
+            "in pixels of the full-resolution image, n_obs x 2."
+        )
+    try:
+        xy = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where} does not hold numbers ({error}); expected (x, y) in pixels.") from error
+    if xy.shape != (adata.n_obs, 2):
+        raise DataError(f"{where} has shape {xy.shape}; expected {(adata.n_obs, 2)}: (x, y) of each spot.")
+    bad = ~np.isfinite(xy).all(axis=1)
+    if bad.any():
+        raise DataError(f"{where} holds NaN or infinite coordinates for {int(bad.sum())} spots; drop these spots.")
+    return xy
+
+
+def libraries(adata: AnnData, library_key: str = keys.LIBRARY) -> dict[str, np.ndarray]:
+    """Row positions of each slide's spots, slides in order of first appearance.
+
+    Without ``obs["library_id"]`` all spots belong to one slide: the only one in ``uns["spatial"]``, or ``"slide"``
+    where that holds none.
+
+    Raises
+    ------
+    MissingSlotError
+        There is no ``obs[library_key]`` and the slides cannot be told apart without.
+    DataError
+        Some spots have no slide.
+    """
+    check_spots(adata)
+    if library_key in adata.obs:
+        column = adata.obs[library_key]
+        if column.isna().any():
+            raise DataError(
+                f"obs[{library_key!r}] is empty (NaN) for {int(column.isna().sum())} of {adata.n_obs} spots; "
+                "give each spot its slide, or drop these spots."
+            )
+        codes, ids = pd.factorize(column.astype(str))
+        ends = np.cumsum(np.bincount(codes))[:-1]
+        return dict(zip(map(str, ids), np.split(np.argsort(codes, kind="stable"), ends), strict=True))
+    known = list(adata.uns.get(keys.SPATIAL, {}))
+    if library_key == keys.LIBRARY and len(known) <= 1:
+        return {str(known[0]) if known else "slide": np.arange(adata.n_obs)}
+    columns = list(map(str, adata.obs.columns))
+    raise MissingSlotError(
+        f"no obs[{library_key!r}] (slides in uns['spatial']: {known}); the obs columns are {columns}: name the one "
+        f"that tells the slides apart with library_key=.{nearest(library_key, columns)}"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """One slide of an AnnData: its spots and its image.
+
+    Attributes
+    ----------
+    library_id
+        Key of the slide in ``uns["spatial"]``.
+    rows
+        Positions of its spots in the AnnData.
+    xy
+        Spot centres in full-resolution pixels, float64, n x 2.
+    mpp
+        Micrometres per full-resolution pixel, where known.
+    image
+        Path or pixels.
+    scale
+        Pixels of ``image`` per full-resolution pixel: 1 for the full-resolution image.
+    """
+
+    library_id: str
+    rows: np.ndarray
+    xy: np.ndarray
+    mpp: float | None
+    image: str | np.ndarray
+    scale: float
+
+    def open(self) -> PixelSource:
+        """Open the image; only its header is read."""
+        return open_image(self.image)
+
+    def iter_patches(
+        self, *, size: int = 224, mpp: float | None = None, output: int | None = None, batch_size: int = 64
+    ) -> Iterator[np.ndarray]:
+        """Patches around the spots, in batches, in the order of ``rows``; see :func:`hibiost.images.iter_patches`.
+
+        Parameters
+        ----------
+        size
+            Side of the patches in pixels of ``mpp`` micrometres.
+        mpp
+            Micrometres per pixel; by default the slide's own full-resolution pixels.
+        output
+            Side in pixels at which the patches are delivered, where not ``size``.
+        batch_size
+            Patches in a batch.
+
+        Raises
+        ------
+        DataError
+            ``mpp`` is asked for and the slide's own is unknown, or an argument is not positive.
+        """
+        delivered = size if output is None else output
+        if min(size, delivered, batch_size) < 1:
+            raise DataError(
+                f"size is {size}, output {delivered} and batch_size {batch_size}; expected whole numbers of 1 or more."
+            )
+        window = self._window(size, mpp)
+        with self.open() as source:
+            padded = count_padded((source.height, source.width), self.xy * self.scale, window)
+        logger.info(
+            "slide %r: %d of %d patches reach over the edge of the image and are padded with white.",
+            self.library_id,
+            padded,
+            len(self.xy),
+        )
+        return self._batches(window=window, size=delivered, batch_size=batch_size)
+
+    def _batches(self, **options: Any) -> Iterator[np.ndarray]:
+        with self.open() as source:
+            yield from iter_patches(source, self.xy * self.scale, **options)
+
+    def _window(self, size: int, mpp: float | None) -> float:
+        """Side of a patch in pixels of the image; rounded, so that 0.3 / 0.1 of a whole number is a whole number."""
+        if mpp is None:
+            return round(size * self.scale, 6)
+        if not 0 < mpp < np.inf:
+            raise DataError(f"mpp is {mpp}; expected micrometres per pixel, a positive number such as 0.5.")
+        if self.mpp is None:
+            raise DataError(
+                f"patches at {mpp} micrometres per pixel were asked for, but the pixel size of slide "
+                f"{self.library_id!r} is unknown; set {_slot(self.library_id, 'metadata', 'mpp')} = ..., "
+                "micrometres per full-resolution pixel, or leave out mpp=."
+            )
+        return round(size * (mpp / self.mpp) * self.scale, 6)
+
+
+def slides(adata: AnnData, library_key: str = keys.LIBRARY) -> list[Slide]:
+    """The slides of an AnnData in order of first appearance, checked by opening the header of each image.
+
+    The image is ``uns["spatial"][library_id]["metadata"]["source_image_path"]``; without one, the reduced
+    ``["images"]["hires"]`` is read at its ``tissue_hires_scalef``, with a warning where that is below 1.
+
+    Raises
+    ------
+    MissingSlotError
+        No coordinates, or slides that cannot be told apart.
+    ImageError
+        A slide has no image, or one that cannot be opened.
+    DataError
+        Spots lie outside the image, or a pixel size or scale factor is not a positive number.
+    """
+    xy = coordinates(adata)
+    found = []
+    for library_id, rows in libraries(adata, library_key).items():
+        entry = adata.uns.get(keys.SPATIAL, {}).get(library_id, {})
+        image, scale, where = _image(entry, library_id)
+        mpp = entry.get("metadata", {}).get("mpp")
+        if mpp is not None:
+            mpp = _positive(mpp, _slot(library_id, "metadata", "mpp"))
+        slide = Slide(library_id, rows, xy[rows], mpp, image, scale)
+        try:
+            with slide.open() as source:
+                _check_inside(slide, source)
+        except ImageError as error:
+            raise ImageError(f"slide {library_id!r}: {error} The image is named in {where}; mend it there.") from error
+        found.append(slide)
+    return found
+
+
+def _image(entry: dict[str, Any], library_id: str) -> tuple[str | np.ndarray, float, str]:
+    """Image, its scale and the slot that names it, of an entry of ``uns["spatial"]``."""
+    path_slot = _slot(library_id, "metadata", "source_image_path")
+    path = entry.get("metadata", {}).get("source_image_path")
+    if path is not None:
+        return str(path), 1.0, path_slot
+    hires = entry.get("images", {}).get("hires")
+    scale = entry.get("scalefactors", {}).get("tissue_hires_scalef")
+    if hires is None or scale is None:
+        raise ImageError(
+            f"no image and no patches for slide {library_id!r}: expected {path_slot} (a JPEG, PNG or TIFF file) or "
+            "['images']['hires'] with ['scalefactors']['tissue_hires_scalef'] beside it; set the path of the "
+            "full-resolution image there."
+        )
+    scale = _positive(scale, _slot(library_id, "scalefactors", "tissue_hires_scalef"))
+    if scale < 0.999:
+        warnings.warn(
+            f"slide {library_id!r} has no full-resolution image: patches are read from images['hires'], at "
+            f"{scale:.1%} of the full resolution; set {path_slot} to read the original.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return np.asarray(hires), scale, _slot(library_id, "images", "hires")
+
+
+def _check_inside(slide: Slide, source: PixelSource) -> None:
+    xy = slide.xy * slide.scale
+    size = (source.width, source.height)
+    outside = ((xy < 0) | (xy >= size)).any(axis=1)
+    if outside.any():
+        (left, top), (right, bottom) = xy.min(axis=0), xy.max(axis=0)
+        raise DataError(
+            f"{int(outside.sum())} of {len(xy)} spots of slide {slide.library_id!r} lie outside its image of "
+            f"{size[0]} x {size[1]} pixels: x from {left:.1f} to {right:.1f}, y from {top:.1f} to {bottom:.1f} in "
+            f"pixels of the image. Are obsm[{keys.SPATIAL!r}] and the image of different resolution, or x and y "
+            "swapped?"
+        )
+
+
+def _positive(value: Any, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not 0 < number < np.inf:
+        raise DataError(f"{where} is {value!r}; expected a positive number.")
+    return number
+
+
+def _slot(library_id: str, *names: str) -> str:
+    return f"adata.uns[{keys.SPATIAL!r}]" + "".join(f"[{name!r}]" for name in (library_id, *names))
