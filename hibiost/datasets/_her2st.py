@@ -1,0 +1,257 @@
+"""HER2-positive breast tumours (Andersson et al. 2021): files of the registry -> one AnnData."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from PIL import Image
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from .. import keys
+from ..errors import DataError, nearest
+from ..settings import logger
+from ._registry import fetch, registry
+
+DATASET = "her2st"
+SECTIONS = tuple(f"{patient}{i}" for patient in "ABCDEFGH" for i in range(1, 7 if patient in "ABCD" else 4))
+DEFAULT = ("C2", "C3", "C4", "C5", "C6")
+PITCH_UM, SPOT_UM = 200.0, 100.0
+LABEL_TOLERANCE = 0.02
+THUMBNAIL_PX = 1000
+REDUCED = {"A1": 2000 / 6954, "A2": 2000 / 6966}
+"""Width of the obtainable image over the width of the frame its coordinates refer to; A2's image lies in A1's frame."""
+
+
+def her2st(sections: str | Sequence[str] | None = None, *, image: bool = True) -> AnnData:
+    """HER2-positive breast tumours measured with Spatial Transcriptomics: 36 sections of 8 patients.
+
+    Files come from the cache (``hibiost.settings.data_dir``), or are downloaded into it and checked by hash. Full-size
+    images stay on disk; five sections take a second or two and about 80 MB.
+
+    Parameters
+    ----------
+    sections
+        A section (``"C2"``), several, or ``"all"``. ``None`` stands for C2-C6, the five sections of patient C whose
+        full-resolution H&E is public. B4 has one too; A1 and A2 have one reduced to 2000 px; the others have none.
+    image
+        Attach the H&E where there is one. ``False`` leaves images out (and downloads none), for counts alone.
+
+    Returns
+    -------
+    Spots x genes, the genes of all sections (outer join, absent ones zero), with
+
+    ``X``
+        raw counts, CSR float32. Near-empty spots of the publication (1-2 counts) are kept.
+    ``obs``
+        ``library_id`` (section) and ``patient``, categorical; ``array_row`` and ``array_col``, int, the spot's place on
+        the grid. Categorical, NaN where a spot has none, and left out where no section has any: ``label``, the
+        pathologist's (sections A1-F1, G2, H1); ``published_cluster`` (``"C-5"``: cluster 5 of patient C, found per
+        patient from the same counts) and ``published_annotation``, its published name.
+    ``varm["measured"]``
+        bool DataFrame, genes x sections: whether the section's table has the gene at all.
+    ``obsm["spatial"]``
+        float64, spot centres (x, y) in pixels of the full-resolution image; for A1 and A2, of the reduced one.
+    ``uns["spatial"][section]``
+        ``images["hires"]`` (uint8, at most 1000 px), ``scalefactors``, and in ``metadata``: ``mpp`` (micrometres per
+        pixel, from the 200 um pitch) and ``source_image_path``; no image, no ``images`` and no path.
+
+    Raises
+    ------
+    DataError
+        No section, an unknown one, or one named twice.
+    DownloadError
+        A file is neither in the cache nor to be had.
+
+    Notes
+    -----
+    Andersson et al., Nature Communications 12:6012 (2021). The files state no licence: cite, do not redistribute.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> hb.datasets.her2st("X9")
+    Traceback (most recent call last):
+    ...
+    hibiost.errors.DataError: no her2st section 'X9'; expected A1-A6, B1-B6, C1-C6, D1-D6, E1-E3, F1-F3, G1-G3, H1-H3.
+    """
+    names = _section_names(sections)
+    parts = [_read_section(name) for name in names]
+    spatial = {part.name: _spatial_entry(part, image=image) for part in parts}
+    adata = _join(parts)
+    adata.uns[keys.SPATIAL] = spatial
+    logger.info("her2st: %d spots, %d genes, sections %s.", adata.n_obs, adata.n_vars, ", ".join(names))
+    return adata
+
+
+class _Section(NamedTuple):
+    name: str
+    spots: pd.DataFrame
+    pixels: np.ndarray
+    counts: sparse.csr_matrix
+    genes: pd.Index
+    mpp: float
+
+
+def _section_names(sections: str | Sequence[str] | None) -> list[str]:
+    if sections is None:
+        return list(DEFAULT)
+    if isinstance(sections, str):
+        sections = SECTIONS if sections == "all" else [sections]
+    names = list(sections)
+    if not names:
+        raise DataError("no section given; expected at least one, such as 'C2', or None for C2-C6.")
+    for name in names:
+        if name not in SECTIONS:
+            expected = "A1-A6, B1-B6, C1-C6, D1-D6, E1-E3, F1-F3, G1-G3, H1-H3"
+            raise DataError(f"no her2st section {name!r}; expected {expected}.{nearest(name, SECTIONS)}")
+        if names.count(name) > 1:
+            raise DataError(f"section {name!r} is named {names.count(name)} times; name it once.")
+    return names
+
+
+def _read_section(name: str) -> _Section:
+    """A section; spots without counts are left out (the files hold no counts without a spot)."""
+    rows, genes, counts = _read_counts(fetch(DATASET, f"data/ST-cnts/{name}.tsv.gz"))
+    spots = pd.read_csv(fetch(DATASET, f"data/ST-spotfiles/{name}_selection.tsv"), sep="\t")
+    spots.index = spots["x"].astype(str) + "x" + spots["y"].astype(str)
+    spots = spots.loc[rows].join(_read_clusters(name), on=["pixel_x", "pixel_y"])
+    spots["label"] = _read_labels(name, spots)
+    scale = REDUCED.get(name, 1.0)
+    pitch = [spots[f"pixel_{axis}"].sum() / (spots[f"new_{axis}"] - 1).sum() for axis in "xy"]
+    pixels = _warped(spots) if name == "A2" else spots[["pixel_x", "pixel_y"]].to_numpy()
+    spots.index = f"{name}_" + spots.index
+    return _Section(name, spots, pixels * scale, counts, genes, mpp=float(np.mean(PITCH_UM / np.array(pitch))) / scale)
+
+
+def _read_counts(path: Path) -> tuple[list[str], pd.Index, sparse.csr_matrix]:
+    """Spot names, genes and counts of a table of spots x genes, a row at a time: never dense."""
+    spots: list[str] = []
+    values: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        genes = pd.Index(next(lines).rstrip("\n").split("\t")[1:])
+        for line in lines:
+            spot, _, numbers = line.partition("\t")
+            row = np.fromstring(numbers, dtype=np.int32, sep="\t")
+            hits = np.flatnonzero(row)
+            spots.append(spot)
+            values.append(row[hits].astype(np.float32))
+            columns.append(hits.astype(np.int32))
+    indptr = np.cumsum([0, *map(len, columns)])
+    counts = sparse.csr_matrix((np.concatenate(values), np.concatenate(columns), indptr), (len(spots), len(genes)))
+    return spots, genes, counts
+
+
+def _read_clusters(name: str) -> pd.DataFrame:
+    """Published cluster, its name and the warped coordinates, indexed by the pixel position of the spot."""
+    table = pd.read_csv(fetch(DATASET, f"res/ST-cluster/lbl/{name}-cluster-annotation.tsv.gz"), sep="\t", index_col=0)
+    annotation = _read_annotations()
+    ids = name[0] + "-" + table["label"].astype(str)
+    table = table.assign(published_cluster=ids, published_annotation=ids.map(annotation))
+    columns = ["published_cluster", "published_annotation", "warped_x", "warped_y"]
+    return table.set_index(["pixel_x", "pixel_y"])[columns]
+
+
+def _read_annotations() -> dict[str, str]:
+    """Published name of each cluster, ``{"C-5": ...}``; the names hold commas that the file does not quote."""
+    text = fetch(DATASET, "res/ST-cluster/motivation.csv").read_text(encoding="utf-8")
+    rows = re.findall(r"^([A-H]),(\d+),(.+?),(?=Marker|,)", text, flags=re.MULTILINE)
+    return {f"{patient}-{cluster}": name.strip() for patient, cluster, name in rows}
+
+
+def _read_labels(name: str, spots: pd.DataFrame) -> np.ndarray:
+    """The pathologist's label of each spot, None where there is none."""
+    labels = np.full(len(spots), None, dtype=object)
+    path = f"data/ST-pat/lbl/{name}_labeled_coordinates.tsv"
+    if path in registry(DATASET):
+        table = pd.read_csv(fetch(DATASET, path), sep="\t").dropna()
+        distance, row = cKDTree(table[["x", "y"]]).query(spots[["new_x", "new_y"]])
+        found = distance <= LABEL_TOLERANCE
+        labels[found] = table["label"].to_numpy(dtype=object)[row[found]]
+    return labels
+
+
+def _warped(obs: pd.DataFrame) -> np.ndarray:
+    """Coordinates in the frame of the patient's first section, for every spot.
+
+    Published for the clustered spots only. They are a rotation and a shift of the pixel coordinates, so a linear fit
+    gives the others to 0.01 px.
+    """
+    pixels = np.column_stack([obs["pixel_x"], obs["pixel_y"], np.ones(len(obs))])
+    warped = obs[["warped_x", "warped_y"]].to_numpy()
+    known = ~np.isnan(warped[:, 0])
+    fit, *_ = np.linalg.lstsq(pixels[known], warped[known], rcond=None)
+    return pixels @ fit
+
+
+def _join(sections: list[_Section]) -> AnnData:
+    """One AnnData over the genes of all sections, in order of first appearance."""
+    genes = sections[0].genes
+    for section in sections[1:]:
+        genes = genes.append(section.genes.difference(genes, sort=False))
+    names = [section.name for section in sections]
+    spots = pd.concat([section.spots for section in sections])
+    library = np.repeat(names, [len(section.spots) for section in sections])
+    obs = pd.DataFrame(index=spots.index)
+    obs[keys.LIBRARY] = pd.Categorical(library, categories=names)
+    obs[keys.PATIENT] = pd.Categorical([name[0] for name in library])
+    obs["array_row"], obs["array_col"] = spots["y"], spots["x"]
+    for column in ("label", "published_cluster", "published_annotation"):
+        if categories := sorted(spots[column].dropna().unique()):
+            obs[column] = pd.Categorical(spots[column], categories=categories)
+    counts = sparse.vstack([_spread(section, genes) for section in sections], format="csr")
+    adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=genes))
+    adata.obsm[keys.SPATIAL] = np.vstack([section.pixels for section in sections])
+    adata.varm["measured"] = pd.DataFrame({s.name: genes.isin(s.genes) for s in sections}, index=genes)
+    return adata
+
+
+def _spread(section: _Section, genes: pd.Index) -> sparse.csr_matrix:
+    """The counts of a section over more genes than its own."""
+    counts = section.counts
+    columns = genes.get_indexer(section.genes).astype(np.int32)[counts.indices]
+    spread = sparse.csr_matrix((counts.data, columns, counts.indptr), (counts.shape[0], len(genes)))
+    spread.sort_indices()
+    return spread
+
+
+def _spatial_entry(section: _Section, *, image: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "images": {},
+        "scalefactors": {"spot_diameter_fullres": SPOT_UM / section.mpp},
+        "metadata": {"mpp": section.mpp},
+    }
+    path = _image_path(section.name)
+    if image and path is None:
+        logger.info("her2st: section %s has no public image; loaded without one.", section.name)
+    if image and path is not None:
+        file = fetch(DATASET, path)
+        entry["images"]["hires"], entry["scalefactors"]["tissue_hires_scalef"] = _thumbnail(file)
+        entry["metadata"]["source_image_path"] = str(file.absolute())
+    return entry
+
+
+def _image_path(name: str) -> str | None:
+    folders = (f"data/ST-imgs/{name[0]}/{name}/", f"app/www/imgs/{name}_")
+    return next((path for path in registry(DATASET) if path.startswith(folders)), None)
+
+
+def _thumbnail(path: Path) -> tuple[np.ndarray, float]:
+    """The image at no more than ``THUMBNAIL_PX`` a side, and its scale; a JPEG is decoded at an eighth of its size."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        opened = Image.open(path)
+    with opened as picture:
+        width = picture.width
+        picture.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
+        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX, reducing_gap=None)
+        return np.asarray(picture.convert("RGB")), picture.width / width

@@ -1,0 +1,99 @@
+"""Public files by name, address and hash: one table ``registry/<dataset>.tsv`` per dataset, one cache for all."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError, DownloadError, nearest
+from ..settings import settings
+
+
+class Entry(NamedTuple):
+    """One public file."""
+
+    path: str
+    sha256: str
+    bytes: int
+    url: str
+
+
+@cache
+def registry(dataset: str) -> dict[str, Entry]:
+    """The files of a dataset, by their path relative to the dataset's folder.
+
+    Raises
+    ------
+    DataError
+        There is no such dataset.
+    """
+    folder = files(__package__) / "registry"
+    table = folder / f"{dataset}.tsv"
+    if not table.is_file():
+        known = sorted(Path(f.name).stem for f in folder.iterdir())
+        raise DataError(f"no dataset {dataset!r}; the datasets are {known}.{nearest(dataset, known)}")
+    rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines(), delimiter="\t")
+    return {row["path"]: Entry(row["path"], row["sha256"], int(row["bytes"]), row["url"]) for row in rows}
+
+
+def fetch(dataset: str, path: str) -> Path:
+    """The local copy of a public file, downloaded where it is absent.
+
+    A file that is there is verified and returned; nothing is then written, so the cache may be read-only.
+
+    Parameters
+    ----------
+    dataset
+        Name of the dataset: its table in the registry and its folder in the cache.
+    path
+        Path of the file inside the dataset.
+
+    Returns
+    -------
+    ``settings.cache / dataset / path``.
+
+    Raises
+    ------
+    DataError
+        The registry knows no such dataset or path.
+    DownloadError
+        The local copy has another hash, or the download failed; nothing half-written is left.
+    """
+    entries = registry(dataset)
+    if path not in entries:
+        raise DataError(f"the registry of {dataset!r} has no file {path!r}.{nearest(path, entries)}")
+    entry = entries[path]
+    target = settings.cache / dataset / path
+    if target.is_file():
+        _verify(target, entry)
+    else:
+        _download(target, entry)
+    return target
+
+
+def _verify(target: Path, entry: Entry) -> None:
+    with target.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != entry.sha256:
+        raise DownloadError(
+            f"{target} is not the published file: its sha256 is {found}, expected {entry.sha256}; "
+            "delete it to download again."
+        )
+
+
+def _download(target: Path, entry: Entry) -> None:
+    import pooch
+
+    downloader = pooch.HTTPDownloader(progressbar=settings.progress)
+    try:
+        pooch.retrieve(entry.url, f"sha256:{entry.sha256}", target.name, target.parent, downloader=downloader)
+    except (OSError, ValueError) as error:
+        raise DownloadError(
+            f"could not download {entry.url} ({entry.bytes:,} bytes) into {target.parent}: {error}. "
+            f"Put the file there by hand as {target.name}, or point HIBIOST_DATA_DIR (hibiost.settings.data_dir) at a "
+            "folder that holds it or can be written."
+        ) from error
