@@ -1,0 +1,301 @@
+"""The two towers with their vocabulary, and how they go to a file and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._random import RNG, seed
+from ..errors import ModelError, nearest
+from ..genes import Vocabulary
+from .config import ModelConfig
+from .tokens import END, PAD, SentenceTokenizer
+
+FORMAT_VERSION = 1
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_MAX_LOGIT_SCALE = math.log(100)
+
+
+def _open_clip() -> Any:
+    try:
+        import open_clip
+    except RuntimeError as error:
+        if "torchvision" not in str(error):
+            raise
+        raise ModelError(
+            f"torch and torchvision do not belong together ({error}); reinstall both from the same place, for example "
+            "'pip install --force-reinstall torch torchvision'."
+        ) from error
+    return open_clip
+
+
+def _checked(kind: type, values: Mapping[str, Any]) -> Any:
+    known = {f.name for f in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise ModelError(f"open_clip's {kind.__name__} has no field {key!r}.{nearest(key, known)}")
+    return kind(**values)
+
+
+class HibioModel(nn.Module):
+    """Image tower and gene-sentence tower in one space, with the vocabulary they were trained on.
+
+    Both towers are open_clip's: a timm image encoder with a linear projection, and a causal text transformer that reads
+    one token per gene and is pooled at the end token (HiBio-ST, section 2 and C.1).
+
+    Parameters
+    ----------
+    config
+        Architecture and preprocessing.
+    vocabulary
+        Genes with their spot counts (hence idf); token ids follow its order.
+    metadata
+        Metadata words with a token of their own, see :func:`hibiost.model.tokens.metadata_words`.
+    training
+        What is known of the training run; stored with the weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        *,
+        metadata: Sequence[str] = (),
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        open_clip = _open_clip()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.training_info = dict(training or {})
+        self.tokenizer = SentenceTokenizer(len(vocabulary), metadata, config.context_length)
+        text_cfg = {
+            **config.text_cfg,
+            "vocab_size": self.tokenizer.vocab_size,
+            "pad_id": PAD,
+            "eos_id": END,
+            "pool_type": "eos",
+        }
+        towers = open_clip.CustomTextCLIP(
+            config.embed_dim,
+            _checked(open_clip.CLIPVisionCfg, config.vision_cfg),
+            _checked(open_clip.CLIPTextCfg, text_cfg),
+        )
+        self.visual, self.text, self.logit_scale = towers.visual, towers.text, towers.logit_scale
+        self.visual.to(memory_format=torch.channels_last)
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.logit_scale.device
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor on cosine similarities, at most 100."""
+        return self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
+
+    def normalise(self, patches: Tensor) -> Tensor:
+        """uint8 or float patches in 0–255, batch x 3 x size x size, as the image tower wants them."""
+        return ((patches.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def encode_image(self, patches: Tensor) -> Tensor:
+        """l2-normalised image embeddings, batch x ``embed_dim``, of patches in 0–255 (batch x 3 x size x size)."""
+        return F.normalize(self.visual(self.normalise(patches)).float(), dim=-1)
+
+    def encode_genes(self, tokens: Tensor) -> Tensor:
+        """l2-normalised gene-sentence embeddings, batch x ``embed_dim``, of token ids (batch x context)."""
+        return F.normalize(self.text(tokens).float(), dim=-1)
+
+    @torch.inference_mode()
+    def embed_images(self, patches: np.ndarray) -> np.ndarray:
+        """Embed uint8 patches, n x size x size x 3, in one batch; returns float32, n x ``embed_dim``."""
+        pixels = torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2)
+        return self.eval().encode_image(pixels).cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_genes(self, tokens: np.ndarray) -> np.ndarray:
+        """Embed rows of token ids in one batch; returns float32, n x ``embed_dim``."""
+        return self.eval().encode_genes(torch.from_numpy(tokens).to(self.device)).cpu().numpy()
+
+    def fingerprint(self) -> str:
+        """A short hash of the weights: embeddings can be compared only where it is the same."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the model to a folder: ``model.safetensors`` and ``config.json``.
+
+        The JSON holds architecture, preprocessing, vocabulary, idf and training parameters. Each file is written beside
+        its place and then renamed, so that an interrupted save leaves no half-written file.
+
+        Parameters
+        ----------
+        path
+            Folder, made if absent.
+
+        Returns
+        -------
+        The folder.
+        """
+        from safetensors.torch import save as to_bytes
+
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        description = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint(),
+            "config": self.config.to_dict(),
+            "vocabulary": self.vocabulary.to_dict(),
+            "metadata": self.tokenizer.metadata,
+            "training": self.training_info,
+        }
+        _replace(folder / _WEIGHTS, to_bytes(weights))
+        _replace(folder / _CONFIG, json.dumps(description, indent=1).encode())
+        return folder
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def untrained(model: HibioModel, *, rng: RNG = 0) -> HibioModel:
+    """A model of the same architecture and vocabulary with random weights: the floor of what training adds.
+
+    Parameters
+    ----------
+    model
+        The model to imitate.
+    rng
+        Seed of the weights.
+
+    Returns
+    -------
+    A new model in evaluation mode, on the same device.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> vocabulary = hb.genes.Vocabulary(("ERBB2", "MGP"), [1, 2], [3, 3])
+    >>> model = hb.model.HibioModel(hb.model.ModelConfig.preset("ResNet-10"), vocabulary)
+    >>> hb.model.untrained(model).fingerprint() == hb.model.untrained(model).fingerprint()
+    True
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed(rng))
+        fresh = HibioModel(model.config, model.vocabulary, metadata=model.tokenizer.metadata)
+    return fresh.to(model.device).eval()
+
+
+def load(model: str | os.PathLike[str] | HibioModel, *, device: str = "cpu") -> HibioModel:
+    """Load a model from a folder written by ``model.save``.
+
+    Only safetensors and JSON are read: loading never executes code.
+
+    Parameters
+    ----------
+    model
+        Folder; a model is passed through.
+    device
+        Where to put the weights, such as ``"cpu"`` or ``"cuda"``.
+
+    Returns
+    -------
+    The model, in evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        The folder or a file is absent, damaged, of an unknown format version, or weights and configuration disagree.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> hb.model.load("no-such-folder")
+    Traceback (most recent call last):
+    hibiost.errors.ModelError: no model at no-such-folder: ...
+    """
+    if isinstance(model, HibioModel):
+        return model.to(device).eval()
+    folder = Path(model)
+    description = _description(folder)
+    try:
+        loaded = HibioModel(
+            ModelConfig.from_dict(description["config"]),
+            Vocabulary.from_dict(description["vocabulary"]),
+            metadata=description["metadata"],
+            training=description["training"],
+        )
+    except KeyError as error:
+        raise ModelError(f"{folder / _CONFIG} lacks the entry {error}; save the model again.") from error
+    weights = _weights(folder / _WEIGHTS)
+    expected = loaded.state_dict()
+    wrong = sorted(set(weights) ^ set(expected)) or [
+        name for name, tensor in weights.items() if tensor.shape != expected[name].shape
+    ]
+    if wrong:
+        raise ModelError(
+            f"weights and configuration in {folder} do not belong together: {len(wrong)} tensors differ, "
+            f"such as {wrong[0]!r}."
+        )
+    loaded.load_state_dict(weights)
+    if loaded.fingerprint() != description.get("fingerprint"):
+        raise ModelError(
+            f"the weights in {folder} are not those its {_CONFIG} describes; copy or save the model again."
+        )
+    return loaded.to(device).eval()
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    for name in (_CONFIG, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"no model at {folder}: {name} is missing. Expected a folder written by model.save(); "
+                "hb.tl.pretrain trains a model."
+            )
+    try:
+        description = json.loads((folder / _CONFIG).read_text())
+        version = description["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / _CONFIG} is no model description ({error!r}); save the model again.") from error
+    if version != FORMAT_VERSION:
+        raise ModelError(
+            f"{folder} has model format {version!r}, this hibiost reads format {FORMAT_VERSION}; "
+            "install the hibiost version that wrote it, or a newer one."
+        )
+    return description
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is damaged or no safetensors file ({error}); copy or save it again.") from error

@@ -1,0 +1,94 @@
+"""Image patches and token rows of a training corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+def store_patches(batches: Iterable[np.ndarray], n_spots: int, side: int, path: Path) -> np.ndarray:
+    """Write batches of patches to a memory-mapped file, so that slides are decoded once and none stays in memory.
+
+    Parameters
+    ----------
+    batches
+        uint8, batch x ``side`` x ``side`` x 3; ``n_spots`` rows in all.
+    n_spots, side
+        Shape of the file: ``n_spots`` x ``side`` x ``side`` x 3 bytes.
+    path
+        The file to write.
+
+    Returns
+    -------
+    The patches, uint8, read-only, on disk.
+    """
+    shape = (n_spots, side, side, 3)
+    stored = np.memmap(path, dtype=np.uint8, mode="w+", shape=shape)
+    start = 0
+    for batch in batches:
+        stored[start : start + len(batch)] = batch
+        start += len(batch)
+    stored.flush()
+    return np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """Patch and token row of each spot.
+
+    Parameters
+    ----------
+    patches
+        uint8, n_spots x side x side x 3.
+    tokens
+        int32, n_spots x context.
+    """
+
+    def __init__(self, patches: np.ndarray, tokens: np.ndarray) -> None:
+        self.patches, self.tokens = patches, tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, spot: int) -> tuple[Tensor, Tensor]:
+        pixels = torch.from_numpy(np.array(self.patches[spot])).permute(2, 0, 1)
+        return pixels, torch.from_numpy(self.tokens[spot])
+
+
+def augment(pixels: Tensor, size: int, colour_jitter: float, generator: torch.Generator) -> Tensor:
+    """Random crop, one of the eight symmetries of the square, and colour jitter, for each patch of a batch.
+
+    Parameters
+    ----------
+    pixels
+        uint8, batch x 3 x side x side, with a margin around the ``size`` pixels wanted.
+    size
+        Side of the crop.
+    colour_jitter
+        Largest relative change of each channel and of the contrast; 0 for none.
+    generator
+        CPU generator: the draws are the same on every device.
+
+    Returns
+    -------
+    float32 in 0–255, batch x 3 x size x size.
+    """
+    n, margin = len(pixels), pixels.shape[-1] - size
+    corner = torch.randint(margin + 1, (n, 2), generator=generator).tolist()
+    symmetry = torch.randint(8, (n,), generator=generator).tolist()
+    crops = []
+    for patch, (y, x), turn in zip(pixels, corner, symmetry, strict=True):
+        crop = torch.rot90(patch[:, y : y + size, x : x + size], turn % 4, (1, 2))
+        crops.append(crop.flip(2) if turn >= 4 else crop)
+    out = torch.stack(crops).float()
+    if colour_jitter:
+        channel = 1 + colour_jitter * (2 * torch.rand(n, 3, 1, 1, generator=generator) - 1)
+        contrast = 1 + colour_jitter * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
+        out = out * channel.to(out.device)
+        centre = out.mean((1, 2, 3), keepdim=True)
+        out = ((out - centre) * contrast.to(out.device) + centre).clamp(0, 255)
+    return out
