@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import inputs, keys
+from ..errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.collections import EllipseCollection
+    from matplotlib.figure import Figure
+
+MISSING = "#d3d3d3"
+"""Colour of spots without a value, as in scanpy."""
+
+_MANY = 10_000
+_PANEL = 4.2
+_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is drawn of one slide: lengths in full-resolution pixels, ``scale`` takes them to pixels of ``image``."""
+
+    library: str
+    rows: NDArray[np.intp]
+    xy: NDArray[np.float64]
+    diameter: float
+    image: NDArray | None
+    scale: float
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, right, top and bottom of the spots with a margin of one spot."""
+        (left, top), (right, bottom) = self.xy.min(axis=0) - self.diameter, self.xy.max(axis=0) + self.diameter
+        return left, right, top, bottom
+
+
+def sections(
+    adata: AnnData, library_id: str | Sequence[str] | None, library_key: str, img_key: str | None
+) -> list[Section]:
+    """The slides asked for, all of them where ``library_id`` is None."""
+    xy = inputs.coordinates(adata)
+    libraries = inputs.libraries(adata, library_key)
+    chosen = list(libraries) if library_id is None else listed(library_id)
+    for library in chosen:
+        if library not in libraries:
+            raise DataError(f"no slide {library!r}; there are {list(libraries)}.{nearest(library, libraries)}")
+    return [_section(adata, library, libraries[library], xy[libraries[library]], img_key) for library in chosen]
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    """One or more names as a list, never an empty one."""
+    found = [names] if isinstance(names, str) else list(names)
+    if not found:
+        raise DataError("found an empty list of names (color, library_id or title); expected at least one.")
+    return found
+
+
+def _section(
+    adata: AnnData, library: str, rows: NDArray[np.intp], xy: NDArray[np.float64], img_key: str | None
+) -> Section:
+    entry = adata.uns.get(keys.SPATIAL, {}).get(library, {})
+    factors, images = entry.get("scalefactors", {}), entry.get("images", {})
+    diameter = factors.get("spot_diameter_fullres")
+    scale = factors.get(f"tissue_{img_key}_scalef")
+    image = None if scale is None or img_key not in images else np.asarray(images[img_key])
+    diameter = _half_pitch(xy) if diameter is None else float(diameter)
+    return Section(library, rows, xy, diameter, image, 1.0 if scale is None else float(scale))
+
+
+def _half_pitch(xy: NDArray[np.float64]) -> float:
+    """Half the median distance to the nearest spot: the spot diameter where none is recorded."""
+    from scipy.spatial import KDTree
+
+    if len(xy) < 2:
+        return 1.0
+    return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1])) / 2 or 1.0
+
+
+def axes_for(
+    panels: Sequence[Section],
+    ax: Axes | Sequence[Axes] | None,
+    *,
+    figsize: tuple[float, float] | None,
+    ncols: int = _COLUMNS,
+    beside: float,
+) -> list[Axes]:
+    """One Axes per panel: the user's, or those of a new figure with ``beside`` inches for what stands right of each."""
+    if ax is not None:
+        given = list(ax) if isinstance(ax, Sequence | np.ndarray) else [ax]
+        if len(given) != len(panels):
+            raise DataError(
+                f"ax holds {len(given)} Axes for {len(panels)} panels; give one each, or choose library_id=."
+            )
+        return given
+    from matplotlib import pyplot as plt
+
+    ncols = min(ncols, len(panels))
+    nrows = -(-len(panels) // ncols)
+    heights = [(bottom - top) / (right - left) for left, right, top, bottom in (panel.box for panel in panels)]
+    height = _PANEL * float(np.clip(np.median(heights), 0.3, 3))
+    fig = plt.figure(figsize=figsize or (ncols * (_PANEL + beside), nrows * (height + 0.4)), layout="constrained")
+    grid = fig.subplots(nrows, ncols, squeeze=False).ravel()
+    for empty in grid[len(panels) :]:
+        empty.remove()
+    return list(grid[: len(panels)])
+
+
+def draw_spots(
+    ax: Axes, section: Section, *, size: float, alpha: float, alpha_img: float, title: str, **colors: Any
+) -> EllipseCollection:
+    """Draw the H&E and the spots as circles of ``size`` times their true diameter, coloured by ``colors``."""
+    from matplotlib.collections import EllipseCollection
+
+    left, right, top, bottom = section.box
+    if section.image is not None:
+        height, width = np.array(section.image.shape[:2]) / section.scale - 0.5
+        ax.imshow(section.image, extent=(-0.5, width, height, -0.5), cmap="gray", alpha=alpha_img)
+    diameters = np.full(len(section.xy), size * section.diameter)
+    spots = EllipseCollection(
+        diameters, diameters, np.zeros_like(diameters), units="xy", offsets=section.xy, offset_transform=ax.transData,
+        linewidths=0, alpha=alpha, rasterized=len(diameters) > _MANY, **colors,
+    )  # fmt: skip
+    ax.add_collection(spots, autolim=False)
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[], title=title)
+    ax.spines[:].set_visible(False)
+    return spots
+
+
+def finish(
+    axes: list[Axes], ax: Axes | Sequence[Axes] | None, *, show: bool, save: str | Path | None
+) -> Figure | Axes | Sequence[Axes]:
+    """Save, show and hand back: the user's Axes, or the figure, which pyplot then forgets."""
+    from matplotlib import pyplot as plt
+
+    figure: Figure = axes[0].figure.canvas.figure
+    if save is not None:
+        figure.savefig(save, bbox_inches="tight", dpi=200)
+    if show:
+        plt.show()
+    if ax is not None:
+        return ax
+    plt.close(figure)
+    return figure

@@ -1,0 +1,5 @@
+"""Kernels on spot coordinates; arrays in, arrays out."""
+
+from .vote import majority_vote
+
+__all__ = ["majority_vote"]

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from .. import inputs, keys
+from ..errors import DataError
+from ..settings import logger, settings
+from ._resolve import resolve_device, resolve_model, sentence_rows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ..model import HibioModel
+
+MODALITIES = ("auto", "image", "gene")
+
+
+def embed(
+    adata: AnnData,
+    *,
+    model: str | os.PathLike[str] | HibioModel | None = None,
+    modality: Literal["auto", "image", "gene"] = "auto",
+    batch_size: int = 64,
+    library_key: str = keys.LIBRARY,
+    key_added: str = keys.EMBED,
+    device: str = "auto",
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed the H&E patch and the gene sentence of each spot in the model's common space.
+
+    Patches are read slide by slide from the images on disk: besides one decoded image and one batch, only the
+    embeddings are held in memory.
+
+    Parameters
+    ----------
+    adata
+        Spots with ``obsm["spatial"]`` and, for the images, ``uns["spatial"]``; with sentences of
+        :func:`hibiost.pp.tfidf_sentences` for the gene side.
+    model
+        A model, or the folder of one; by default the one named in ``hibiost.settings.model``.
+    modality
+        ``"image"`` or ``"gene"`` embeds that side only; ``"auto"`` embeds images, and sentences where there are any.
+    batch_size
+        Spots embedded at a time.
+    library_key
+        Column of ``obs`` that tells slides apart.
+    key_added
+        Prefix of the slots written.
+    device
+        ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"`` for a GPU where there is one.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    ``None``, or the changed copy. Written are
+
+    ``obsm["X_hibiost_image"]``
+        float32, n_obs x dim, l2-normalised.
+    ``obsm["X_hibiost_gene"]``
+        float32, n_obs x dim, l2-normalised; only where there are sentences.
+    ``uns["X_hibiost"]``
+        ``fingerprint`` of the weights, and ``params``.
+
+    Raises
+    ------
+    ModelError
+        No model is given or found.
+    DataError
+        No spots, spots outside their image, a pixel size that is needed but not known, or no gene shared with the
+        model.
+    MissingSlotError
+        No coordinates; or no sentences although ``modality="gene"``.
+    ImageError
+        An image is absent, unreadable or truncated.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> adata = hb.datasets.tissue(100)
+    >>> model = hb.tl.pretrain(adata, image_encoder="ResNet-10", recipe={"epochs": 1, "batch_size": 32})
+    >>> hb.pp.tfidf_sentences(adata, vocabulary=model.vocabulary)
+    >>> hb.tl.embed(adata, model=model)
+    >>> adata.obsm["X_hibiost_image"].shape
+    (100, 128)
+    """
+    inputs.check_spots(adata)
+    if modality not in MODALITIES:
+        raise DataError(f"modality is {modality!r}; expected one of {list(MODALITIES)}.")
+    device = resolve_device(device)
+    resolved = resolve_model(model, device)
+    found: dict[str, np.ndarray] = {}
+    if modality != "gene":
+        found["image"] = image_embeddings(adata, resolved, batch_size=batch_size, library_key=library_key)
+    if modality == "gene":
+        inputs.slot(adata, "obsm", keys.SENTENCE, "hb.pp.tfidf_sentences(adata)")
+    if modality != "image" and keys.SENTENCE in adata.obsm:
+        sentences = sentence_rows(adata, resolved.vocabulary)
+        found["gene"] = gene_embeddings(adata, resolved, sentences, batch_size=batch_size, library_key=library_key)
+    adata = adata.copy() if copy else adata
+    for name, values in found.items():
+        adata.obsm[f"{key_added}_{name}"] = values
+    params = {
+        "model": str(os.path.abspath(model)) if isinstance(model, str | os.PathLike) else None,
+        "modality": modality,
+        "library_key": library_key,
+    }
+    inputs.record(adata, key_added, fingerprint=resolved.fingerprint(), params=params)
+    logger.info("embedded %s of %d spots", " and ".join(f"{name}s" for name in found), adata.n_obs)
+    return adata if copy else None
+
+
+def image_embeddings(adata: AnnData, model: HibioModel, *, batch_size: int, library_key: str) -> np.ndarray:
+    """Embeddings of the patches, float32, n_obs x dim."""
+    from tqdm.auto import tqdm
+
+    config = model.config
+    slides = inputs.slides(adata, library_key)
+    options = {"size": config.patch_size, "mpp": config.mpp, "output": config.image_size, "batch_size": batch_size}
+    streams = [slide.iter_patches(**options) for slide in slides]
+    out = np.zeros((adata.n_obs, config.embed_dim), dtype=np.float32)
+    with tqdm(total=adata.n_obs, desc="embed images", unit="spot", disable=not settings.progress) as bar:
+        for slide, stream in zip(slides, streams, strict=True):
+            start = 0
+            for patches in stream:
+                out[slide.rows[start : start + len(patches)]] = model.embed_images(patches)
+                start += len(patches)
+                bar.update(len(patches))
+    return out
+
+
+def gene_embeddings(
+    adata: AnnData, model: HibioModel, sentences: np.ndarray, *, batch_size: int, library_key: str
+) -> np.ndarray:
+    """Embeddings of sentences given as indices into the model's vocabulary, float32, n_obs x dim."""
+    from tqdm.auto import tqdm
+
+    from ..model.tokens import metadata_words
+
+    out = np.zeros((adata.n_obs, model.config.embed_dim), dtype=np.float32)
+    cut = 0
+    with tqdm(total=adata.n_obs, desc="embed sentences", unit="spot", disable=not settings.progress) as bar:
+        for library, rows in inputs.libraries(adata, library_key).items():
+            words = metadata_words(inputs.slide_metadata(adata, library))
+            cut += int(((sentences[rows] >= 0).sum(axis=1) > model.tokenizer.max_genes(words)).sum())
+            for start in range(0, len(rows), batch_size):
+                part = rows[start : start + batch_size]
+                out[part] = model.embed_genes(model.tokenizer(sentences[part], words))
+                bar.update(len(part))
+    if cut:
+        logger.warning(
+            "%d sentences were longer than the model's context and lost their last genes; use a smaller n_genes.", cut
+        )
+    return out

@@ -1,0 +1,64 @@
+"""Models, devices, sentences and embeddings, as the verbs of this room need them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import inputs, keys
+from ..errors import DataError, ModelError
+from ..genes import Vocabulary, tfidf, top_genes
+from ..settings import settings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ..model import HibioModel
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def resolve_device(device: str) -> str:
+    """The device to compute on; ``"auto"`` takes a GPU where there is one."""
+    import torch
+
+    if device not in DEVICES:
+        raise DataError(f"device is {device!r}; expected one of {list(DEVICES)}.")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[device]:
+        raise DataError(f"device {device!r} is not there; use device='auto' or 'cpu'.")
+    return device
+
+
+def resolve_model(model: str | os.PathLike[str] | HibioModel | None, device: str) -> HibioModel:
+    """The model given, else the one in the settings, else an error that says how to get one."""
+    from ..model import load
+
+    chosen = settings.model if model is None else model
+    if chosen is None:
+        raise ModelError(
+            "no model given, and no trained weights ship with this version of hibiost. Train one with "
+            "model = hb.tl.pretrain(reference), or run 'hibiost demo', which leaves one in hibiost-demo/model; then "
+            "pass model=..., or set it once: hb.settings.model = 'hibiost-demo/model' (environment: HIBIOST_MODEL)."
+        )
+    return load(chosen, device=device)
+
+
+def sentence_rows(adata: AnnData, vocabulary: Vocabulary) -> np.ndarray:
+    """The sentences in ``obsm``, as indices into a vocabulary; genes it does not hold are -1."""
+    table = np.asarray(adata.obsm[keys.SENTENCE])
+    index = vocabulary.match(inputs.slot(adata, "uns", keys.SENTENCE, "hb.pp.tfidf_sentences(adata)")["genes"])
+    return np.where(table >= 0, index[table], -1)
+
+
+def new_sentences(adata: AnnData, vocabulary: Vocabulary, *, n_genes: int, layer: str | None) -> np.ndarray:
+    """Sentences made with a vocabulary's idf (HiBio-ST, eqs 1-4), as indices into it."""
+    counts = inputs.counts(adata, layer)
+    index = vocabulary.match(adata.var_names)
+    idf = np.where(index >= 0, vocabulary.idf[index], 0.0)
+    best = top_genes(tfidf(counts, idf), n_genes)
+    return np.where(best >= 0, index[best], -1)
