@@ -25,6 +25,13 @@ DATASET = "her2st"
 SECTIONS = tuple(f"{patient}{i}" for patient in "ABCDEFGH" for i in range(1, 7 if patient in "ABCD" else 4))
 DEFAULT = ("C2", "C3", "C4", "C5", "C6")
 PITCH_UM, SPOT_UM = 200.0, 100.0
+METADATA = {
+    "species": "Homo sapiens",
+    "organ": "Breast",
+    "disease_state": "Cancer",
+    "st_technology": "Spatial Transcriptomics",
+}
+"""In the words of HEST-1k's metadata."""
 LABEL_TOLERANCE = 0.02
 THUMBNAIL_PX = 1000
 REDUCED = {"A1": 2000 / 6954, "A2": 2000 / 6966}
@@ -228,7 +235,7 @@ def _spatial_entry(section: _Section, *, image: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "images": {},
         "scalefactors": {"spot_diameter_fullres": SPOT_UM / section.mpp},
-        "metadata": {"mpp": section.mpp},
+        "metadata": {"mpp": section.mpp, **METADATA},
     }
     path = _image_path(section.name)
     if image and path is None:

@@ -65,6 +65,16 @@ class HibioModel(nn.Module):
         Metadata words with a token of their own, see :func:`hibiost.model.tokens.metadata_words`.
     training
         What is known of the training run; stored with the weights.
+    rng
+        Seed of the first weights.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> vocabulary = hb.genes.Vocabulary(("ERBB2", "MGP"), [1, 2], [3, 3])
+    >>> model = hb.model.HibioModel(hb.model.ModelConfig.preset("ResNet-10"), vocabulary)
+    >>> model.embed_genes(model.tokenizer(np.array([[1, 0], [0, -1]]))).shape
+    (2, 128)
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class HibioModel(nn.Module):
         *,
         metadata: Sequence[str] = (),
         training: Mapping[str, Any] | None = None,
+        rng: RNG = 0,
     ) -> None:
         super().__init__()
         open_clip = _open_clip()
@@ -88,11 +99,12 @@ class HibioModel(nn.Module):
             "eos_id": END,
             "pool_type": "eos",
         }
-        towers = open_clip.CustomTextCLIP(
-            config.embed_dim,
-            _checked(open_clip.CLIPVisionCfg, config.vision_cfg),
-            _checked(open_clip.CLIPTextCfg, text_cfg),
-        )
+        vision_cfg = _checked(open_clip.CLIPVisionCfg, config.vision_cfg)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed(rng))
+            towers = open_clip.CustomTextCLIP(
+                config.embed_dim, vision_cfg, _checked(open_clip.CLIPTextCfg, text_cfg)
+            )
         self.visual, self.text, self.logit_scale = towers.visual, towers.text, towers.logit_scale
         self.visual.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
@@ -206,9 +218,7 @@ def untrained(model: HibioModel, *, rng: RNG = 0) -> HibioModel:
     >>> hb.model.untrained(model).fingerprint() == hb.model.untrained(model).fingerprint()
     True
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed(rng))
-        fresh = HibioModel(model.config, model.vocabulary, metadata=model.tokenizer.metadata)
+    fresh = HibioModel(model.config, model.vocabulary, metadata=model.tokenizer.metadata, rng=rng)
     return fresh.to(model.device).eval()
 
 

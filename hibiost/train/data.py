@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 
 def store_patches(batches: Iterable[np.ndarray], n_spots: int, side: int, path: Path) -> np.ndarray:
@@ -57,6 +57,37 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, spot: int) -> tuple[Tensor, Tensor]:
         pixels = torch.from_numpy(np.array(self.patches[spot])).permute(2, 0, 1)
         return pixels, torch.from_numpy(self.tokens[spot])
+
+
+class EpochSampler(Sampler[int]):
+    """Spots in random order, which follows from the seed and the epoch alone.
+
+    Parameters
+    ----------
+    n_spots
+        Number of spots.
+    seed
+        Seed of the order.
+    """
+
+    def __init__(self, n_spots: int, seed: int) -> None:
+        self._n_spots, self._seed, self._epoch = n_spots, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; Lightning calls it before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._n_spots
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(hash_seed(self._seed, self._epoch))
+        return iter(torch.randperm(self._n_spots, generator=generator).tolist())
+
+
+def hash_seed(seed: int, step: int) -> int:
+    """A seed of its own for each step or epoch."""
+    return (seed * 1_000_003 + step) % 2**63
 
 
 def augment(pixels: Tensor, size: int, colour_jitter: float, generator: torch.Generator) -> Tensor:

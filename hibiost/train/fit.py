@@ -12,11 +12,11 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..model import HibioModel
 from ..model.losses import info_nce
-from .data import augment
+from .data import EpochSampler, Pairs, augment, hash_seed
 from .recipe import Recipe
 
 
@@ -53,9 +53,7 @@ class SpotAlignment(lightning.LightningModule):
         loss = torch.stack(self._losses).mean().item()
         self._losses.clear()
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} in epoch {self.current_epoch}; lower lr or use precision='32'."
-            )
+            raise FloatingPointError(f"the loss is {loss} in epoch {self.current_epoch + 1}; lower the recipe's lr.")
         self.history.append({"epoch": self.current_epoch + 1, "loss": loss, "scale": self.model.scale.item()})
 
     def configure_optimizers(self) -> Any:
@@ -66,11 +64,6 @@ class SpotAlignment(lightning.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, self.recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def hash_seed(seed: int, step: int) -> int:
-    """A seed of its own for each step."""
-    return (seed * 1_000_003 + step) % 2**63
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
@@ -145,7 +138,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 def fit(
     model: HibioModel,
-    pairs: Dataset[tuple[Tensor, Tensor]],
+    pairs: Pairs,
     *,
     recipe: Recipe,
     seed: int,
@@ -182,7 +175,7 @@ def fit(
     loader = DataLoader(
         pairs,
         batch_size=recipe.batch_size,
-        shuffle=True,
+        sampler=EpochSampler(len(pairs), seed),
         drop_last=True,
         num_workers=n_workers,
         persistent_workers=n_workers > 0,
