@@ -10,6 +10,8 @@ import pandas as pd
 from . import keys
 from .errors import DataError, MissingSlotError, nearest
 
+__all__ = ["sentences"]
+
 if TYPE_CHECKING:
     from anndata import AnnData
 

@@ -25,6 +25,10 @@ def ari(truth: ArrayLike, predicted: ArrayLike) -> float:
     truth, predicted
         Labels of shape (n_spots,). Spots that either labelling leaves unlabelled (NaN, None or ``""``) are left out.
 
+    Returns
+    -------
+    The index: 1 for equal clusterings, about 0 for random ones.
+
     Raises
     ------
     DataError
@@ -48,6 +52,10 @@ def nmi(truth: ArrayLike, predicted: ArrayLike) -> float:
     ----------
     truth, predicted
         Labels of shape (n_spots,). Spots that either labelling leaves unlabelled (NaN, None or ``""``) are left out.
+
+    Returns
+    -------
+    The normalised mutual information, 0 to 1.
 
     Raises
     ------
@@ -73,6 +81,10 @@ def mse(truth: ArrayLike, predicted: ArrayLike) -> float:
     truth, predicted
         Expression of shape (n_spots, n_genes), or (n_spots,) for one gene; dense, sparse or DataFrame.
 
+    Returns
+    -------
+    The error.
+
     Examples
     --------
     >>> import hibiost as hb
@@ -90,6 +102,10 @@ def mae(truth: ArrayLike, predicted: ArrayLike) -> float:
     ----------
     truth, predicted
         Expression of shape (n_spots, n_genes), or (n_spots,) for one gene; dense, sparse or DataFrame.
+
+    Returns
+    -------
+    The error.
 
     Examples
     --------
@@ -126,7 +142,7 @@ def pcc(truth: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
     return np.clip(result, -1.0, 1.0)
 
 
-def expression_scores(truth: ArrayLike, predicted: ArrayLike, slides: ArrayLike) -> pd.DataFrame:
+def expression_scores(truth: ArrayLike, predicted: ArrayLike, *, slides: ArrayLike) -> pd.DataFrame:
     """Scores of predicted expression per slide, as the paper reports them (HiBio-ST, section 4).
 
     The correlation of each gene is taken over the spots of one slide, averaged over genes, then over slides. A gene
@@ -155,7 +171,7 @@ def expression_scores(truth: ArrayLike, predicted: ArrayLike, slides: ArrayLike)
     --------
     >>> import numpy as np, hibiost as hb
     >>> truth = np.log1p(np.random.default_rng(0).poisson(5, (20, 3)))
-    >>> hb.metrics.expression_scores(truth, truth, ["a"] * 12 + ["b"] * 8).loc["mean", "pcc"].round(6)
+    >>> hb.metrics.expression_scores(truth, truth, slides=["a"] * 12 + ["b"] * 8).loc["mean", "pcc"].round(6)
     np.float64(1.0)
     """
     truth, predicted = _expression(truth, predicted)

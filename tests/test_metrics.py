@@ -115,7 +115,7 @@ def test_expression_scores_against_the_definition():
     truth[slides == "s1", 0] = 0
     predicted[slides == "s2", 1] = 7
     predicted[slides == "s1", 0] = 7
-    table = metrics.expression_scores(truth, predicted, slides)
+    table = metrics.expression_scores(truth, predicted, slides=slides)
     assert list(table.index) == ["s2", "s1", "mean", "pooled"]
     assert list(table.columns) == ["n_spots", "mse", "mae", "pcc", "n_genes", "n_constant", "n_flat"]
     for name, rows in {"s1": slides == "s1", "s2": slides == "s2", "pooled": slides != ""}.items():
@@ -128,14 +128,14 @@ def test_expression_scores_against_the_definition():
 
 def test_training_mean_scores_zero_pcc():
     truth = np.log1p(np.random.default_rng(2).poisson(3, (20, 5)))
-    table = metrics.expression_scores(truth, np.tile(truth.mean(0), (20, 1)), ["a"] * 20)
+    table = metrics.expression_scores(truth, np.tile(truth.mean(0), (20, 1)), slides=["a"] * 20)
     assert table.loc["mean", "pcc"] == 0
     assert table.loc["mean", "n_flat"] == 5
 
 
 def test_a_slide_without_varying_genes_is_left_out_of_the_mean():
     truth = np.log1p(np.random.default_rng(3).poisson(3, (21, 5)))
-    table = metrics.expression_scores(truth, truth, pd.Categorical(["a"] * 20 + ["single"]))
+    table = metrics.expression_scores(truth, truth, slides=pd.Categorical(["a"] * 20 + ["single"]))
     assert np.isnan(table.loc["single", "pcc"])
     assert table.loc["single", "n_constant"] == 5
     assert table.loc["mean", "pcc"] == pytest.approx(1)
@@ -144,9 +144,9 @@ def test_a_slide_without_varying_genes_is_left_out_of_the_mean():
 def test_slides_refused():
     table = np.eye(3)
     with pytest.raises(DataError, match="2 slides for 3 spots"):
-        metrics.expression_scores(table, table, ["a", None, "b"])
+        metrics.expression_scores(table, table, slides=["a", None, "b"])
     with pytest.raises(DataError, match="'pooled'"):
-        metrics.expression_scores(table, table, ["a", "a", "pooled"])
+        metrics.expression_scores(table, table, slides=["a", "a", "pooled"])
 
 
 def recall_by_hand(queries, keys, percent):

@@ -9,7 +9,7 @@ from ..errors import DataError
 from .source import PixelSource
 
 
-def count_padded(shape: tuple[int, int], centres: np.ndarray, window: float) -> int:
+def count_padded(shape: tuple[int, int], centres: np.ndarray, *, window: float) -> int:
     """How many windows reach over the edge of the image.
 
     Parameters
@@ -21,11 +21,15 @@ def count_padded(shape: tuple[int, int], centres: np.ndarray, window: float) -> 
     window
         Side of the square windows in pixels of the image.
 
+    Returns
+    -------
+    The number of windows.
+
     Examples
     --------
     >>> import numpy as np
     >>> import hibiost as hb
-    >>> hb.images.count_padded((100, 200), np.array([[150, 50], [195, 50]]), 20)
+    >>> hb.images.count_padded((100, 200), np.array([[150, 50], [195, 50]]), window=20)
     1
     """
     corners = _corners(centres, window)

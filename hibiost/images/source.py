@@ -108,6 +108,10 @@ def open_image(source: str | os.PathLike[str] | np.ndarray) -> PixelSource:
         Path of a JPEG, PNG or TIFF file, or an array (height x width, or x 3 or 4 channels) of uint8, or of floats
         from 0 to 1.
 
+    Returns
+    -------
+    The open image.
+
     Raises
     ------
     ImageError

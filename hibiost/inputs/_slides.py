@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,8 +141,9 @@ class Slide:
             )
         window = self._window(size, mpp)
         with self.open() as source:
-            padded = count_padded((source.height, source.width), self.xy * self.scale, window)
-        logger.info(
+            padded = count_padded((source.height, source.width), self.xy * self.scale, window=window)
+        logger.log(
+            logging.INFO if padded else logging.DEBUG,
             "slide %r: %d of %d patches reach over the edge of the image and are padded with white.",
             self.library_id,
             padded,

@@ -62,7 +62,7 @@ class HibioModel(nn.Module):
     vocabulary
         Genes with their spot counts (hence idf); token ids follow its order.
     metadata
-        Metadata words with a token of their own, see :func:`hibiost.model.tokens.metadata_words`.
+        Metadata words with a token of their own, see ``hibiost.model.tokens.metadata_words``.
     training
         What is known of the training run; stored with the weights.
     rng
@@ -102,11 +102,11 @@ class HibioModel(nn.Module):
         vision_cfg = _checked(open_clip.CLIPVisionCfg, config.vision_cfg)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed(rng))
-            towers = open_clip.CustomTextCLIP(
-                config.embed_dim, vision_cfg, _checked(open_clip.CLIPTextCfg, text_cfg)
-            )
+            towers = open_clip.CustomTextCLIP(config.embed_dim, vision_cfg, _checked(open_clip.CLIPTextCfg, text_cfg))
         self.visual, self.text, self.logit_scale = towers.visual, towers.text, towers.logit_scale
         self.visual.to(memory_format=torch.channels_last)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
 
@@ -135,13 +135,13 @@ class HibioModel(nn.Module):
     @torch.inference_mode()
     def embed_images(self, patches: np.ndarray) -> np.ndarray:
         """Embed uint8 patches, n x size x size x 3, in one batch; returns float32, n x ``embed_dim``."""
-        pixels = torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2)
+        pixels = torch.tensor(patches, device=self.device).permute(0, 3, 1, 2)
         return self.eval().encode_image(pixels).cpu().numpy()
 
     @torch.inference_mode()
     def embed_genes(self, tokens: np.ndarray) -> np.ndarray:
         """Embed rows of token ids in one batch; returns float32, n x ``embed_dim``."""
-        return self.eval().encode_genes(torch.from_numpy(tokens).to(self.device)).cpu().numpy()
+        return self.eval().encode_genes(torch.tensor(tokens, device=self.device)).cpu().numpy()
 
     def fingerprint(self) -> str:
         """A short hash of the weights: embeddings can be compared only where it is the same."""

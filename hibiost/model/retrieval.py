@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy import sparse
 
 _BLOCK = 1 << 24
 """Similarities held at a time."""
@@ -31,10 +32,10 @@ def most_similar(
     -------
     Rows of ``bank`` (int64) and similarities (float32), both n_queries x ``k``.
     """
-    keys = torch.from_numpy(np.ascontiguousarray(bank)).to(device).T
+    keys = torch.tensor(bank, device=device).T
     rows = max(1, _BLOCK // len(bank))
     found = [
-        torch.topk(torch.from_numpy(np.ascontiguousarray(queries[start : start + rows])).to(device) @ keys, k)
+        torch.topk(torch.tensor(queries[start : start + rows], device=device) @ keys, k)
         for start in range(0, len(queries), rows)
     ]
     indices = torch.cat([block.indices for block in found]).cpu().numpy()
@@ -47,3 +48,33 @@ def similarity_weights(similarities: np.ndarray) -> np.ndarray:
     total = weights.sum(axis=1, keepdims=True)
     uniform = np.full_like(weights, 1 / weights.shape[1])
     return np.divide(weights, total, out=uniform, where=total > 0)
+
+
+def retrieved_mean(
+    queries: np.ndarray, bank: np.ndarray, values: sparse.csr_matrix, *, k: int, device: str = "cpu"
+) -> np.ndarray:
+    """Mean of the values of the ``k`` most similar rows of a bank, weighted by similarity (HiBio-ST, C.2.3).
+
+    Parameters
+    ----------
+    queries
+        float32, n_queries x dim.
+    bank
+        float32, n_bank x dim.
+    values
+        n_bank x n_values.
+    k
+        At most n_bank.
+    device
+        Where to compare.
+
+    Returns
+    -------
+    float32, n_queries x n_values.
+    """
+    rows, similarities = most_similar(queries, bank, k, device=device)
+    ends = np.arange(0, rows.size + 1, k)
+    mixing = sparse.csr_matrix(
+        (similarity_weights(similarities).ravel(), rows.ravel(), ends), shape=(len(rows), len(bank))
+    )
+    return np.asarray((mixing @ values).todense(), dtype=np.float32)

@@ -91,6 +91,7 @@ def embed(
     if modality not in MODALITIES:
         raise DataError(f"modality is {modality!r}; expected one of {list(MODALITIES)}.")
     device = resolve_device(device)
+    model = settings.model if model is None else model
     resolved = resolve_model(model, device)
     found: dict[str, np.ndarray] = {}
     if modality != "gene":
@@ -119,8 +120,10 @@ def image_embeddings(adata: AnnData, model: HibioModel, *, batch_size: int, libr
 
     config = model.config
     slides = inputs.slides(adata, library_key)
-    options = {"size": config.patch_size, "mpp": config.mpp, "output": config.image_size, "batch_size": batch_size}
-    streams = [slide.iter_patches(**options) for slide in slides]
+    streams = [
+        slide.iter_patches(size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size)
+        for slide in slides
+    ]
     out = np.zeros((adata.n_obs, config.embed_dim), dtype=np.float32)
     with tqdm(total=adata.n_obs, desc="embed images", unit="spot", disable=not settings.progress) as bar:
         for slide, stream in zip(slides, streams, strict=True):

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from .. import inputs, keys
 from ..errors import DataError, ModelError, nearest
@@ -103,7 +102,7 @@ def predict(
     >>> list(slide.obsm["predicted_expression"].columns)
     ['ERBB2', 'IGLL5']
     """
-    from ..model.retrieval import most_similar, similarity_weights
+    from ..model.retrieval import retrieved_mean
 
     inputs.check_spots(adata)
     _check_options(method, target, top_k)
@@ -118,8 +117,7 @@ def predict(
     columns = reference.var_names.get_indexer(genes)
     expression = inputs.log_expression(counts, target_sum=target_sum)[:, columns]
     k = min(top_k, reference.n_obs)
-    neighbours, similarity = most_similar(images, sentences, k, device=device)
-    predicted = weighted_mean(neighbours, similarity_weights(similarity), expression)
+    predicted = retrieved_mean(images, sentences, expression, k=k, device=device)
 
     adata = adata.copy() if copy else adata
     adata.obsm[key_added] = pd.DataFrame(predicted, index=adata.obs_names, columns=genes)
@@ -127,15 +125,6 @@ def predict(
     inputs.record(adata, key_added, fingerprint=source.fingerprint, params=params)
     logger.info("predicted %d genes of %d spots from %d reference spots", len(genes), adata.n_obs, reference.n_obs)
     return adata if copy else None
-
-
-def weighted_mean(neighbours: np.ndarray, weights: np.ndarray, expression: sparse.csr_matrix) -> np.ndarray:
-    """Weighted mean expression of each row's neighbours, float32, n x n_genes."""
-    n, k = neighbours.shape
-    mixing = sparse.csr_matrix(
-        (weights.ravel(), neighbours.ravel(), np.arange(0, n * k + 1, k)), shape=(n, expression.shape[0])
-    )
-    return np.asarray((mixing @ expression).todense(), dtype=np.float32)
 
 
 def _check_options(method: str, target: str, top_k: int) -> None:
@@ -195,7 +184,7 @@ class _Embeddings:
         stored = adata.uns.get(keys.EMBED, {}).get("fingerprint")
         if key in adata.obsm and stored is not None and stored == self.fingerprint:
             return np.asarray(adata.obsm[key], dtype=np.float32)
-        options = {"batch_size": self._batch_size, "library_key": self._library_key}
+        options: dict[str, Any] = {"batch_size": self._batch_size, "library_key": self._library_key}
         if side == "image":
             return image_embeddings(adata, self.model, **options)
         if keys.SENTENCE in adata.obsm:

@@ -162,7 +162,7 @@ def _check_length(model: HibioModel, n_genes: int, words: Mapping[Any, Sequence[
     if n_genes > room:
         raise DataError(
             f"sentences of {n_genes} genes do not fit a context of {model.config.context_length} tokens, which has "
-            f"room for {room} beside start, metadata and end; use a smaller n_genes or a longer context_length in text_cfg."
+            f"room for {room} beside start, metadata and end; use fewer n_genes or a longer context_length in text_cfg."
         )
 
 

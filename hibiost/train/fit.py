@@ -100,14 +100,14 @@ class _EpochBar(lightning.Callback):
 
         self._tqdm, self._disable = tqdm, disable
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         steps = int(trainer.estimated_stepping_batches)
+        self._chance = math.log(pl_module.recipe.batch_size)
         self._bar = self._tqdm(total=steps, desc="pretrain", unit="step", disable=self._disable)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
-        chance = math.log(trainer.train_dataloader.batch_size)
         self._bar.set_postfix_str(
-            f"epoch {trainer.current_epoch + 1}, loss {pl_module._losses[-1].item():.2f} (chance {chance:.2f})",
+            f"epoch {trainer.current_epoch + 1}, loss {pl_module._losses[-1].item():.2f} (chance {self._chance:.2f})",
             refresh=False,
         )
         self._bar.update()

@@ -38,7 +38,7 @@ def test_equals_a_crop_pixel_by_pixel(centres, size, batch_size):
                 assert (patch[row, column] == expected).all()
                 over |= not there
         padded += over
-    assert count_padded((HEIGHT, WIDTH), np.array(centres), size) == padded
+    assert count_padded((HEIGHT, WIDTH), np.array(centres), window=size) == padded
 
 
 def test_batches_are_new_arrays():
@@ -93,7 +93,7 @@ def test_resized_at_the_corner_is_white_outside():
 
 def test_no_centres():
     assert list(iter_patches(SOURCE, np.empty((0, 2)), window=8, size=8)) == []
-    assert count_padded((HEIGHT, WIDTH), np.empty((0, 2)), 8) == 0
+    assert count_padded((HEIGHT, WIDTH), np.empty((0, 2)), window=8) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,6 @@
+"""``python -m hibiost``."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

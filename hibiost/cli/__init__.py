@@ -1,0 +1,62 @@
+"""The ``hibiost`` command; what is heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import HibiostError
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .. import __version__
+
+    parser = argparse.ArgumentParser(prog="hibiost", description="Image + gene models for spatial transcriptomics.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="train on sections C2-C5 of her2st, test on C6; figures, table, .h5ad and model",
+        description=(
+            "The main job on a real breast-tumour section: keyword-gene sentences, a small model trained on sections "
+            "C2-C5 of the her2st data, embeddings, clusters and predicted expression of section C6, beside floors. "
+            "Where the data cannot be reached, it runs on synthetic tissue and says so."
+        ),
+    )
+    demo.add_argument("--out", type=Path, default=Path("hibiost-demo"), help="folder for the results (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of every random step (%(default)s)")
+    demo.add_argument("--epochs", type=int, help="training epochs (default: the preset's)")
+    demo.add_argument("--image-encoder", default="ResNet-10", help="model preset (%(default)s)")
+    demo.add_argument("--synthetic", action="store_true", help="use synthetic tissue even where the data are there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv
+        Arguments; those of the process where not given.
+
+    Returns
+    -------
+    The exit status: 0, or 1 with a message on stderr where hibiost refuses.
+    """
+    arguments = _parser().parse_args(argv)
+    from .demo import demo
+
+    try:
+        demo(
+            arguments.out,
+            seed=arguments.seed,
+            epochs=arguments.epochs,
+            image_encoder=arguments.image_encoder,
+            synthetic=arguments.synthetic,
+        )
+    except HibiostError as error:
+        print(f"hibiost: {error}", file=sys.stderr)
+        return 1
+    return 0

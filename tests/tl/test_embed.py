@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+import hibiost as hb
+from hibiost.errors import DataError, MissingSlotError, ModelError
+from hibiost.model.tokens import metadata_words
+
+
+def test_slots(embedded, model):
+    slide, _ = embedded
+    for key in ("X_hibiost_image", "X_hibiost_gene"):
+        assert slide.obsm[key].shape == (100, 16)
+        assert slide.obsm[key].dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(slide.obsm[key], axis=1), 1, rtol=1e-5)
+    assert slide.uns["X_hibiost"]["fingerprint"] == model.fingerprint()
+
+
+def test_images_equal_embedding_each_patch_by_hand(embedded, model):
+    """Slides interleaved, batches of another size: each row is its own spot's patch."""
+    _, reference = embedded
+    order = np.random.default_rng(0).permutation(reference.n_obs)
+    mixed = reference[order].copy()
+    hb.tl.embed(mixed, model=model, batch_size=7, modality="image")
+    np.testing.assert_allclose(
+        mixed.obsm["X_hibiost_image"], reference.obsm["X_hibiost_image"][order], rtol=0, atol=1e-5
+    )
+    spot = 150
+    image = reference.uns["spatial"]["tissue_1"]["images"]["hires"]
+    x, y = np.floor(reference.obsm["spatial"][spot] - 32 + 0.5).astype(int)
+    from PIL import Image
+
+    patch = np.asarray(Image.fromarray(image[y : y + 64, x : x + 64]).resize((32, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(
+        model.embed_images(patch[None])[0], reference.obsm["X_hibiost_image"][spot], rtol=0, atol=1e-5
+    )
+
+
+def test_genes_equal_embedding_each_sentence_by_hand(embedded, model):
+    _, reference = embedded
+    for spot, metadata in ((3, {"organ": "Breast"}), (150, {})):
+        genes = hb.get.sentences(reference).iloc[spot].split()
+        tokens = model.tokenizer(model.vocabulary.index(genes)[None], metadata_words(metadata))
+        np.testing.assert_allclose(
+            model.embed_genes(tokens)[0], reference.obsm["X_hibiost_gene"][spot], rtol=0, atol=1e-5
+        )
+
+
+def test_without_sentences_only_images(slide, model):
+    hb.tl.embed(slide, model=model)
+    assert "X_hibiost_image" in slide.obsm
+    assert "X_hibiost_gene" not in slide.obsm
+
+
+def test_genes_need_no_image(slide, model):
+    slide.uns.pop("spatial")
+    hb.pp.tfidf_sentences(slide, n_genes=40)
+    hb.tl.embed(slide, model=model, modality="gene", library_key="library_id")
+    assert "X_hibiost_image" not in slide.obsm
+    assert slide.obsm["X_hibiost_gene"].shape == (100, 16)
+
+
+def test_own_names_and_copy(slide, model):
+    before = set(slide.obsm)
+    changed = hb.tl.embed(slide, model=model, key_added="mine", copy=True)
+    assert {"mine_image"} == set(changed.obsm) - before
+    assert changed.uns["mine"]["params"]["modality"] == "auto"
+    assert set(slide.obsm) == before
+
+
+def test_as_typed_with_a_model_in_the_settings(slide, model, tmp_path):
+    hb.settings.model = model.save(tmp_path / "m")
+    hb.tl.embed(slide)
+    assert slide.uns["X_hibiost"]["params"]["model"] == str(tmp_path / "m")
+
+
+def test_without_a_model_it_says_how_to_get_one(slide, unchanged):
+    with unchanged(slide), pytest.raises(ModelError, match=r"no trained weights ship.*hb\.tl\.pretrain.*HIBIOST_MODEL"):
+        hb.tl.embed(slide)
+
+
+def test_refusals(slide, model, unchanged):
+    with unchanged(slide):
+        with pytest.raises(DataError, match=r"modality is 'both'"):
+            hb.tl.embed(slide, model=model, modality="both")
+        with pytest.raises(MissingSlotError, match=r"gene_sentence.*tfidf_sentences"):
+            hb.tl.embed(slide, model=model, modality="gene")
+        with pytest.raises(DataError, match="no spots"):
+            hb.tl.embed(slide[:0].copy(), model=model)
+        with pytest.raises(ModelError, match="no model at nowhere"):
+            hb.tl.embed(slide, model="nowhere")
+
+
+def test_genes_the_model_does_not_know(slide, model, unchanged):
+    mouse = slide.copy()
+    mouse.var_names = [f"ENSMUSG{i:011d}" for i in range(mouse.n_vars)]
+    hb.pp.tfidf_sentences(mouse, n_genes=40)
+    with unchanged(mouse), pytest.raises(DataError, match=r"none of the 80 genes.*Ensembl"):
+        hb.tl.embed(mouse, model=model)
+
+
+def test_sentences_beyond_the_context_are_told(slide, model, caplog):
+    hb.settings.verbosity = "info"
+    hb.pp.tfidf_sentences(slide, n_genes=80)
+    hb.tl.embed(slide, model=model, modality="gene")
+    assert "lost their last genes" in caplog.text
+
+
+def test_mpp_mismatch_is_refused_by_name(slide, tiny, model):
+    scaled = hb.model.HibioModel(tiny.with_mpp(0.25), model.vocabulary)
+    del slide.uns["spatial"]["tissue_2"]["metadata"]["mpp"]
+    with pytest.raises(DataError, match=r"tissue_2.*mpp"):
+        hb.tl.embed(slide, model=scaled)
