@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 TRAINING, TEST = ["C2", "C3", "C4", "C5"], "C6"
+SYNTHETIC_SPOTS = 200
 GENES = ("ERBB2", "MGP", "IGLL5")
 """Drawn: a tumour gene, a stroma gene, and the plasma-cell gene of the paper's Figure 4."""
 
@@ -29,7 +30,7 @@ def demo(out: Path, *, seed: int, epochs: int | None, image_encoder: str, synthe
     mpl.use("Agg")
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    reference, test, truth = _sections(synthetic, seed)
+    reference, test, truth = _sections(synthetic=synthetic, seed=seed)
 
     logger.info("\n1/5 pretrain on %s", ", ".join(reference.obs["library_id"].unique()))
     model = hb.tl.pretrain(reference, image_encoder=image_encoder, epochs=epochs, rng=seed)
@@ -63,14 +64,14 @@ def demo(out: Path, *, seed: int, epochs: int | None, image_encoder: str, synthe
     print(f"Everything is in {out.resolve()}. To use the model: export HIBIOST_MODEL={(out / 'model').resolve()}")
 
 
-def _sections(synthetic: bool, seed: int) -> tuple[AnnData, AnnData, str]:
+def _sections(*, synthetic: bool, seed: int) -> tuple[AnnData, AnnData, str]:
     """Training sections, test section, and the column of ``obs`` that clusters are compared with."""
     if not synthetic:
         try:
             return hb.datasets.her2st(TRAINING), hb.datasets.her2st(TEST), "published_cluster"
         except DownloadError as error:
             logger.warning("%s\nThe real sections cannot be reached: this demo runs on synthetic tissue.", error)
-    tissue = hb.datasets.tissue(200, n_genes=600, n_slides=5, rng=seed)
+    tissue = hb.datasets.tissue(SYNTHETIC_SPOTS, n_genes=600, n_slides=5, rng=seed)
     held_out = (tissue.obs["library_id"] == "tissue_4").to_numpy()
     parts = [tissue[~held_out].copy(), tissue[held_out].copy()]
     for part in parts:

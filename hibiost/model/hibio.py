@@ -70,6 +70,7 @@ class HibioModel(nn.Module):
 
     Examples
     --------
+    >>> import numpy as np
     >>> import hibiost as hb
     >>> vocabulary = hb.genes.Vocabulary(("ERBB2", "MGP"), [1, 2], [3, 3])
     >>> model = hb.model.HibioModel(hb.model.ModelConfig.preset("ResNet-10"), vocabulary)

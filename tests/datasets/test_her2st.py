@@ -151,7 +151,7 @@ def test_warped_coordinates(patient_a: AnnData, her2st_dir: Path) -> None:
 def test_sections_without_image(patient_a: AnnData, caplog: pytest.LogCaptureFixture) -> None:
     entry = patient_a.uns["spatial"]["A3"]
     assert entry["images"] == {}
-    assert set(entry["metadata"]) == {"mpp"}
+    assert set(entry["metadata"]) == {"mpp", "organ", "disease_state", "species", "st_technology"}
     assert entry["metadata"]["mpp"] == pytest.approx(0.92, abs=0.01)
     with caplog.at_level("INFO", logger="hibiost"):
         hb.datasets.her2st("A3")

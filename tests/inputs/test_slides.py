@@ -296,7 +296,7 @@ def test_her2st_c2(messages):
     (slide,) = inputs.slides(adata)
     patches = np.concatenate(list(slide.iter_patches()))
     assert patches.shape == (187, 224, 224, 3)
-    assert "slide 'C2': 0 of 187 patches" in messages.text
+    assert "padded" not in messages.text
     with pytest.warns(Image.DecompressionBombWarning):
         image = Image.open(C2_IMAGE)
     with image:
