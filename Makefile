@@ -53,7 +53,7 @@ constraints: | $(OWN_UV) ## resolve constraints.txt anew
 		--no-emit-index-url --custom-compile-command "make constraints" --output-file constraints.txt pyproject.toml
 
 clean: ## remove everything that make made
-	rm -rf .uv .venv* .*_cache .hypothesis hibiost-demo dist docs/_build docs/api/generated
+	rm -rf .uv .venv* .*_cache .hypothesis hibiost-demo dist docs/_build docs/api docs/tutorials
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/pyvenv.cfg: | $(OWN_UV)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import hibiost
+
+HERE = Path(__file__).parent
+shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", dirs_exist_ok=True)
 
 project = "hibiost"
 author = "hibiost developers"

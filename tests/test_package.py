@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib.metadata
 import inspect
+import json
 import re
 import socket
 import subprocess
@@ -209,11 +210,12 @@ def test_names_in_the_documentation_exist(page):
 @pytest.mark.slow
 def test_quickstart_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "quickstart.md").read_text()
+    notebook = json.loads((ROOT / "tutorials" / "quickstart.ipynb").read_text())
     names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
-        exec(compile(block, "quickstart.md", "exec"), names)
-    assert names["slide"].obsm["predicted_expression"].shape == (100, 300)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec"), names)
+    assert names["slide"].obsm["predicted_expression"].shape == (200, 300)
     assert set(names["slide"].obs["cluster"]) <= set("0123")
 
 

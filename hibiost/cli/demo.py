@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hibiost as hb
 
@@ -52,7 +53,7 @@ def demo(out: Path, *, seed: int, epochs: int | None, image_encoder: str, synthe
     hb.tl.predict(test, reference, model=model)
 
     logger.info("\n5/5 figures and tables")
-    _figures(test, truth, model.training_info["history"], out)
+    _figures(test, truth, model.training_info, out)
     test.write_h5ad(out / "test.h5ad")
     scores = _with_clusters(scores, test, truth)
     scores.insert(0, "seed", seed)
@@ -97,16 +98,18 @@ def _with_clusters(scores: pd.DataFrame, test: AnnData, truth: str) -> pd.DataFr
     return pd.concat([scores, pd.DataFrame(rows)], ignore_index=True)
 
 
-def _figures(test: AnnData, truth: str, history: list[dict[str, float]], out: Path) -> None:
+def _figures(test: AnnData, truth: str, training: dict[str, Any], out: Path) -> None:
     import matplotlib.pyplot as plt
 
-    hb.pl.spatial_clusters(test, save=out / "clusters.png")
-    hb.pl.spatial_clusters(test, color=truth, save=out / f"{truth}.png")
+    history, chance = training["history"], math.log(training["recipe"]["batch_size"])
+    hb.pl.spatial_clusters(test, color=["cluster", truth], save=out / "clusters.png")
     for gene in GENES:
         if gene in test.var_names:
             hb.pl.spatial_pred(test, gene=gene, save=out / f"predicted_{gene}.png")
     figure, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
     ax.plot([entry["epoch"] for entry in history], [entry["loss"] for entry in history], color="black")
+    ax.axhline(chance, color="grey", linestyle="dashed", label="chance, ln(batch)")
+    ax.legend(frameon=False)
     ax.set(xlabel="epoch", ylabel="contrastive loss")
     figure.savefig(out / "training.png", dpi=150)
     plt.close("all")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..model import HibioModel
 
 MODALITIES = ("auto", "image", "gene")
+SAME_SCALE = 1.25
+"""Slides whose pixel size differs from that of training by a larger factor are told."""
 
 
 def embed(
@@ -120,6 +122,7 @@ def image_embeddings(adata: AnnData, model: HibioModel, *, batch_size: int, libr
 
     config = model.config
     slides = inputs.slides(adata, library_key)
+    _warn_of_other_scales(slides, model)
     streams = [
         slide.iter_patches(size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size)
         for slide in slides
@@ -133,6 +136,19 @@ def image_embeddings(adata: AnnData, model: HibioModel, *, batch_size: int, libr
                 start += len(patches)
                 bar.update(len(patches))
     return out
+
+
+def _warn_of_other_scales(slides: list[inputs.Slide], model: HibioModel) -> None:
+    trained = model.training_info.get("mpp")
+    if model.config.mpp is not None or trained is None:
+        return
+    for slide in slides:
+        if slide.mpp is not None and not 1 / SAME_SCALE < slide.mpp / trained < SAME_SCALE:
+            logger.warning(
+                "slide %r has %.3g micrometres per pixel, the model was trained at %.3g: patches of %d px show another "
+                "width of tissue; train with hb.tl.pretrain(..., mpp=) to embed slides of any resolution.",
+                slide.library_id, slide.mpp, trained, model.config.patch_size,
+            )  # fmt: skip
 
 
 def gene_embeddings(

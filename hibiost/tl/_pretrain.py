@@ -126,6 +126,7 @@ def pretrain(
         "seed": seed,
         "n_spots": len(tokens),
         "slides": [slide.library_id for part in slides for slide in part],
+        "mpp": _median_mpp(slides),
         "n_genes": n_genes,
         "min_spots": min_spots,
         "recipe": values.to_dict(),
@@ -155,6 +156,11 @@ def _metadata(adatas: Sequence[AnnData], library_key: str) -> dict[tuple[int, st
         for number, adata in enumerate(adatas)
         for library in inputs.libraries(adata, library_key)
     }
+
+
+def _median_mpp(slides: Sequence[Sequence[inputs.Slide]]) -> float | None:
+    known = [slide.mpp for part in slides for slide in part if slide.mpp is not None]
+    return float(np.median(known)) if known else None
 
 
 def _check_length(model: HibioModel, n_genes: int, words: Mapping[Any, Sequence[str]]) -> None:

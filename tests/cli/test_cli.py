@@ -33,7 +33,7 @@ def test_demo_on_synthetic_tissue(tmp_path, capsys, monkeypatch):
     assert "runs on synthetic tissue" in captured.err
     out = tmp_path / "out"
     names = {path.name for path in out.iterdir()}
-    assert {"clusters.png", "region_truth.png", "predicted_IGLL5.png", "training.png"} <= names
+    assert {"clusters.png", "predicted_IGLL5.png", "training.png"} <= names
     assert (out / "report.md").read_text() in captured.out
     scores = pd.read_csv(out / "scores.csv")
     assert set(scores["task"]) == {"retrieval", "prediction", "clustering"}

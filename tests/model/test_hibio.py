@@ -76,9 +76,12 @@ def test_presets_build(name, vocabulary):
     config = ModelConfig.preset(name)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert config.context_length == 280
-    with torch.device("meta"):
-        model = HibioModel(config, vocabulary)
+    model = HibioModel(config, vocabulary)
     assert model.text.token_embedding.weight.shape[0] == model.tokenizer.vocab_size == 6
+    images = model.embed_images(patches(2, config.image_size))
+    genes = model.embed_genes(model.tokenizer(np.array([[0, 1], [2, -1]])))
+    assert images.shape == genes.shape == (2, config.embed_dim)
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, rtol=1e-5)
 
 
 def test_vit_b_16_is_the_papers(vocabulary):

@@ -105,6 +105,14 @@ def test_sentences_beyond_the_context_are_told(slide, model, caplog):
     assert "lost their last genes" in caplog.text
 
 
+@pytest.mark.parametrize(("mpp", "told"), [(0.5, False), (0.6, False), (0.65, True), (0.25, True)])
+def test_another_pixel_size_is_told(slide, model, caplog, mpp, told):
+    assert model.training_info["mpp"] == 0.5
+    slide.uns["spatial"]["tissue_2"]["metadata"]["mpp"] = mpp
+    hb.tl.embed(slide, model=model)
+    assert ("another width of tissue" in caplog.text) == told
+
+
 def test_mpp_mismatch_is_refused_by_name(slide, tiny, model):
     scaled = hb.model.HibioModel(tiny.with_mpp(0.25), model.vocabulary)
     del slide.uns["spatial"]["tissue_2"]["metadata"]["mpp"]
