@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -183,7 +184,8 @@ def fit(
         generator=torch.Generator().manual_seed(seed),
     )
     task = SpotAlignment(model, recipe, seed)
-    with _quiet_lightning(), torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if accelerator == "cuda" else []
+    with _quiet_lightning(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         trainer = lightning.Trainer(
             max_epochs=recipe.epochs,
@@ -196,7 +198,17 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(task, loader)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        _run(trainer, task, loader)
     return task.history
+
+
+def _run(trainer: lightning.Trainer, task: SpotAlignment, loader: DataLoader[tuple[Tensor, Tensor]]) -> None:
+    """Fit; an interrupt stays one, where Lightning would exit and ignore every later one."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(task, loader)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
