@@ -192,10 +192,9 @@ def _features(
 
 
 def _colours(adata: AnnData, library_key: str) -> np.ndarray:
-    slides = inputs.slides(adata, library_key)
-    values = [colour_statistics(batch) for slide in slides for batch in slide.iter_patches()]
-    order = np.concatenate([slide.rows for slide in slides])
-    return np.concatenate(values)[np.argsort(order)]
+    batches = inputs.numbered_patches(inputs.slides(adata, library_key), size=224)
+    rows, values = zip(*((rows, colour_statistics(patches)) for rows, patches in batches), strict=True)
+    return np.concatenate(values)[np.argsort(np.concatenate(rows))]
 
 
 def _expression(

@@ -2,7 +2,7 @@
 
 from ._counts import check_spots, counts, log_expression, median_total, record, slide_metadata, slot
 from ._measured import slide_counts
-from ._slides import Slide, coordinates, libraries, slides
+from ._slides import Slide, coordinates, libraries, numbered_patches, slides
 
 __all__ = [
     "Slide",
@@ -12,6 +12,7 @@ __all__ = [
     "libraries",
     "log_expression",
     "median_total",
+    "numbered_patches",
     "record",
     "slide_counts",
     "slide_metadata",

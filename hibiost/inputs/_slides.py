@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -201,6 +201,25 @@ def slides(adata: AnnData, library_key: str = keys.LIBRARY) -> list[Slide]:
             raise ImageError(f"slide {library_id!r}: {error} The image is named in {where}; mend it there.") from error
         found.append(slide)
     return found
+
+
+def numbered_patches(
+    slides: Sequence[Slide], *, size: int, mpp: float | None = None, output: int | None = None, batch_size: int = 64
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row positions and patches of each batch, slide by slide; see :meth:`Slide.iter_patches`.
+
+    Arguments are checked at the call, for all slides; a batch never spans two slides.
+    """
+    options: dict[str, Any] = {"size": size, "mpp": mpp, "output": output, "batch_size": batch_size}
+    return _numbered([(slide.rows, slide.iter_patches(**options)) for slide in slides])
+
+
+def _numbered(streams: list[tuple[np.ndarray, Iterator[np.ndarray]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for rows, patches in streams:
+        start = 0
+        for batch in patches:
+            yield rows[start : start + len(batch)], batch
+            start += len(batch)
 
 
 def _image(entry: dict[str, Any], library_id: str) -> tuple[str | np.ndarray, float, str]:

@@ -57,16 +57,4 @@ def iter_patches(
     ...     print(rows, patches.shape)
     [0 1] (2, 32, 32, 3)
     """
-    batches = [
-        (slide.rows, slide.iter_patches(size=size, mpp=mpp, batch_size=batch_size))
-        for slide in inputs.slides(adata, library_key)
-    ]
-    return _numbered(batches)
-
-
-def _numbered(batches: list[tuple[np.ndarray, Iterator[np.ndarray]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for rows, patches in batches:
-        start = 0
-        for batch in patches:
-            yield rows[start : start + len(batch)], batch
-            start += len(batch)
+    return inputs.numbered_patches(inputs.slides(adata, library_key), size=size, mpp=mpp, batch_size=batch_size)

@@ -65,7 +65,7 @@ def embed(
     ``obsm["X_hibiost_gene"]``
         float32, n_obs x dim, l2-normalised; only where there are sentences.
     ``uns["X_hibiost"]``
-        ``fingerprint`` of the weights, and ``params``.
+        ``fingerprint`` of the weights, and ``params``. Embeddings of other weights under the same key are removed.
 
     Raises
     ------
@@ -104,6 +104,7 @@ def embed(
         sentences = sentence_rows(adata, resolved.vocabulary)
         found["gene"] = gene_embeddings(adata, resolved, sentences, batch_size=batch_size, library_key=library_key)
     adata = adata.copy() if copy else adata
+    _drop_other_weights(adata, key_added, resolved.fingerprint())
     for name, values in found.items():
         adata.obsm[f"{key_added}_{name}"] = values
     params = {
@@ -116,6 +117,16 @@ def embed(
     return adata if copy else None
 
 
+def _drop_other_weights(adata: AnnData, key: str, fingerprint: str) -> None:
+    """Leave no embedding of an earlier model under the name of this one."""
+    if adata.uns.get(key, {}).get("fingerprint", fingerprint) == fingerprint:
+        return
+    stale = [name for name in (f"{key}_image", f"{key}_gene") if name in adata.obsm]
+    for name in stale:
+        del adata.obsm[name]
+    logger.info("removed %s: made with other weights", " and ".join(f"obsm[{name!r}]" for name in stale))
+
+
 def image_embeddings(adata: AnnData, model: HibioModel, *, batch_size: int, library_key: str) -> np.ndarray:
     """Embeddings of the patches, float32, n_obs x dim."""
     from tqdm.auto import tqdm
@@ -123,18 +134,14 @@ def image_embeddings(adata: AnnData, model: HibioModel, *, batch_size: int, libr
     config = model.config
     slides = inputs.slides(adata, library_key)
     _warn_of_other_scales(slides, model)
-    streams = [
-        slide.iter_patches(size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size)
-        for slide in slides
-    ]
+    batches = inputs.numbered_patches(
+        slides, size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size
+    )
     out = np.zeros((adata.n_obs, config.embed_dim), dtype=np.float32)
     with tqdm(total=adata.n_obs, desc="embed images", unit="spot", disable=not settings.progress) as bar:
-        for slide, stream in zip(slides, streams, strict=True):
-            start = 0
-            for patches in stream:
-                out[slide.rows[start : start + len(patches)]] = model.embed_images(patches)
-                start += len(patches)
-                bar.update(len(patches))
+        for rows, patches in batches:
+            out[rows] = model.embed_images(patches)
+            bar.update(len(rows))
     return out
 
 

@@ -81,9 +81,14 @@ def pretrain(
     Raises
     ------
     DataError
-        Counts that are none, spots without coordinates or outside their image, or fewer than two spots with a sentence.
+        Counts that are none, spots outside their image, sentences longer than the model's context, an unknown training
+        value, or fewer than two spots with a sentence.
+    MissingSlotError
+        No coordinates, or no such layer.
+    ImageError
+        An image is absent, unreadable or truncated.
     ModelError
-        An unknown preset, or sentences longer than the model's context.
+        An unknown preset.
 
     Examples
     --------
@@ -200,11 +205,11 @@ def _corpus(
         logger.info("%d spots without a single keyword gene are left out of training", silent)
     if n_spots < 2:
         raise DataError(f"{n_spots} spots have a sentence; contrastive training needs two or more.")
-    streams = [slide.iter_patches(size=window, mpp=config.mpp, output=side) for slide in chosen]
+    batches = inputs.numbered_patches(chosen, size=window, mpp=config.mpp, output=side)
     with tqdm(total=n_spots, desc="read patches", unit="spot", disable=not settings.progress) as bar:
 
         def counted() -> Iterator[np.ndarray]:
-            for patches in chain.from_iterable(streams):
+            for _, patches in batches:
                 yield patches
                 bar.update(len(patches))
 

@@ -67,6 +67,17 @@ def test_own_names_and_copy(slide, model):
     assert set(slide.obsm) == before
 
 
+@pytest.mark.parametrize(("modality", "left"), [("image", "X_hibiost_image"), ("gene", "X_hibiost_gene")])
+def test_no_embedding_of_other_weights_stays(embedded, model, modality, left):
+    slide, _ = embedded
+    hb.tl.embed(slide, model=model, modality=modality)
+    assert {"X_hibiost_image", "X_hibiost_gene"} <= set(slide.obsm)
+    other = hb.model.untrained(model, rng=7)
+    hb.tl.embed(slide, model=other, modality=modality)
+    assert {"X_hibiost_image", "X_hibiost_gene"} & set(slide.obsm) == {left}
+    assert slide.uns["X_hibiost"]["fingerprint"] == other.fingerprint()
+
+
 def test_as_typed_with_a_model_in_the_settings(slide, model, tmp_path):
     hb.settings.model = model.save(tmp_path / "m")
     hb.tl.embed(slide)
