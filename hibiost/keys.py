@@ -25,6 +25,13 @@ IMAGE_EMBEDDING = f"{EMBED}_image"
 GENE_EMBEDDING = f"{EMBED}_gene"
 """``obsm``: l2-normalised gene-sentence embeddings."""
 
+OVERLAP = "pathway_overlap"
+"""``obsm``: overlap of each spot's sentence with each pathway; ``uns``: names of the pathways and parameters."""
+REGION = "region"
+"""``obs``: the region of each spot; ``obsp``: with ``_distances`` and ``_connectivities``, the graph behind it."""
+REGION_HISTORY = "region_history"
+"""``obsm``: the regions of each renewal during training, a DataFrame; ``uns``: its parameters."""
+
 CLUSTER = "cluster"
 """``obs``: clusters after smoothing; with the suffix ``_raw``, before."""
 PREDICTED = "predicted_expression"

@@ -132,7 +132,7 @@ class Vocabulary:
         if not (index >= 0).any():
             raise DataError(
                 f"none of the {len(names)} genes of the data is among the {len(self)} of the vocabulary: the data have "
-                f"{_looks(names)}, the vocabulary has {_looks(self.genes)}. Name the genes (adata.var_names) alike."
+                f"{looks(names)}, the vocabulary has {looks(self.genes)}. Name the genes (adata.var_names) alike."
             )
         return index
 
@@ -186,7 +186,7 @@ def _unique_names(names: Iterable[str], where: str) -> tuple[str, ...]:
     return names
 
 
-def _looks(names: Sequence[str]) -> str:
+def looks(names: Sequence[str]) -> str:
     """What most gene names look like, with examples."""
     patterns = {
         "Ensembl identifiers": r"ENS[A-Z]*G\d+(\.\d+)?",
