@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import hibiost as hb
 
-from ..errors import DownloadError
+from ..errors import DataError, DownloadError
 from ..settings import logger
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from matplotlib.figure import Figure
+
+    from ..genes import GeneSets
 
 TRAINING, TEST = ["C2", "C3", "C4", "C5"], "C6"
 SYNTHETIC_SPOTS = 200
@@ -34,7 +37,9 @@ def demo(out: Path, *, seed: int, epochs: int | None, image_encoder: str, synthe
     reference, test, truth = _sections(synthetic=synthetic, seed=seed)
 
     logger.info("\n1/5 pretrain on %s", ", ".join(reference.obs["library_id"].unique()))
-    model = hb.tl.pretrain(reference, image_encoder=image_encoder, epochs=epochs, rng=seed)
+    model = hb.tl.pretrain(
+        reference, image_encoder=image_encoder, epochs=epochs, pathways=_pathways(reference), rng=seed
+    )
     model.save(out / "model")
     training = time.perf_counter() - started
 
@@ -43,9 +48,10 @@ def demo(out: Path, *, seed: int, epochs: int | None, image_encoder: str, synthe
         hb.pp.tfidf_sentences(adata, vocabulary=model.vocabulary)
         hb.tl.embed(adata, model=model)
 
-    logger.info("\n3/5 clusters")
+    logger.info("\n3/5 clusters of the images, regions of images and genes")
     n_clusters = test.obs[truth].nunique()
     hb.tl.cluster(test, n_clusters=n_clusters, rng=seed)
+    hb.tl.regions(test, rng=seed)
 
     logger.info("\n4/5 predicted expression, and the floors beside it")
     untrained = hb.model.untrained(model, rng=seed)
@@ -53,7 +59,7 @@ def demo(out: Path, *, seed: int, epochs: int | None, image_encoder: str, synthe
     hb.tl.predict(test, reference, model=model)
 
     logger.info("\n5/5 figures and tables")
-    _figures(test, truth, model.training_info, out)
+    _figures(reference, test, truth, model.training_info, out)
     test.write_h5ad(out / "test.h5ad")
     scores = _with_clusters(scores, test, truth)
     scores.insert(0, "seed", seed)
@@ -81,6 +87,17 @@ def _sections(*, synthetic: bool, seed: int) -> tuple[AnnData, AnnData, str]:
     return parts[0], parts[1], "region_truth"
 
 
+def _pathways(reference: AnnData) -> GeneSets | None:
+    """Reactome, where it can be had and shares genes with the sections."""
+    try:
+        pathways = hb.datasets.gene_sets("reactome")
+        pathways.membership(reference.var_names)
+    except (DataError, DownloadError) as error:
+        logger.warning("%s\nThe demo goes on without pathways.", error)
+        return None
+    return pathways
+
+
 def _with_clusters(scores: pd.DataFrame, test: AnnData, truth: str) -> pd.DataFrame:
     import pandas as pd
 
@@ -92,27 +109,46 @@ def _with_clusters(scores: pd.DataFrame, test: AnnData, truth: str) -> pd.DataFr
             "metric": metric,
             "value": getattr(hb.metrics, metric)(test.obs[truth], test.obs[column]),
         }
-        for name, column in (("smoothed", "cluster"), ("raw", "cluster_raw"))
+        for name, column in (
+            ("clusters, smoothed", "cluster"),
+            ("clusters, raw", "cluster_raw"),
+            ("regions of images and genes", "region"),
+        )
         for metric in ("ari", "nmi")
     ]
     return pd.concat([scores, pd.DataFrame(rows)], ignore_index=True)
 
 
-def _figures(test: AnnData, truth: str, training: dict[str, Any], out: Path) -> None:
+def _figures(reference: AnnData, test: AnnData, truth: str, training: dict[str, Any], out: Path) -> None:
     import matplotlib.pyplot as plt
 
-    history, chance = training["history"], math.log(training["recipe"]["batch_size"])
-    hb.pl.spatial_clusters(test, color=["cluster", truth], save=out / "clusters.png")
+    hb.pl.spatial_clusters(test, color=["cluster", "region", truth], save=out / "clusters.png")
     for gene in GENES:
         if gene in test.var_names:
             hb.pl.spatial_pred(test, gene=gene, save=out / f"predicted_{gene}.png")
-    figure, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
-    ax.plot([entry["epoch"] for entry in history], [entry["loss"] for entry in history], color="black")
-    ax.axhline(chance, color="grey", linestyle="dashed", label="chance, ln(batch)")
-    ax.legend(frameon=False)
-    ax.set(xlabel="epoch", ylabel="contrastive loss")
-    figure.savefig(out / "training.png", dpi=150)
+    if "region_history" in reference.obsm:
+        hb.pl.region_history(reference, save=out / "regions_in_training.png")
+    _losses(training).savefig(out / "training.png", dpi=150)
     plt.close("all")
+
+
+def _losses(training: dict[str, Any]) -> Figure:
+    """The terms of the objective, each with its chance level where it has one."""
+    import matplotlib.pyplot as plt
+
+    history = training["history"]
+    terms = [term for term in ("spot", "pathway", "region") if term in history[-1]]
+    figure, axes = plt.subplots(1, len(terms), figsize=(3.6 * len(terms), 3), layout="constrained", squeeze=False)
+    for ax, term in zip(axes[0], terms, strict=True):
+        entries = [entry for entry in history if term in entry]
+        epochs = [entry["epoch"] for entry in entries]
+        ax.plot(epochs, [entry[term] for entry in entries], color="black")
+        if term != "pathway":
+            chance = [entry.get(f"{term}_chance", math.log(training["recipe"]["batch_size"])) for entry in entries]
+            ax.plot(epochs, chance, color="grey", linestyle="dashed", label="chance")
+            ax.legend(frameon=False)
+        ax.set(xlabel="epoch", title=f"{term} loss")
+    return figure
 
 
 def _report(

@@ -1,7 +1,18 @@
 """Genes: the vocabulary, TF-IDF weights and sentences, gene sets. Arrays in, arrays out."""
 
 from .genesets import GeneSets
-from .tfidf import document_frequency, idf, tfidf, top_genes
+from .overlap import Overlaps, overlap_coefficients
+from .tfidf import document_frequency, idf, select_genes, tfidf, top_genes
 from .vocabulary import Vocabulary
 
-__all__ = ["GeneSets", "Vocabulary", "document_frequency", "idf", "tfidf", "top_genes"]
+__all__ = [
+    "GeneSets",
+    "Overlaps",
+    "Vocabulary",
+    "document_frequency",
+    "idf",
+    "overlap_coefficients",
+    "select_genes",
+    "tfidf",
+    "top_genes",
+]

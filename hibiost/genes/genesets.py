@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from ..errors import DataError
+from .gmt import read_gmt
 from .vocabulary import looks
 
 MIN_GENES = 5
@@ -32,7 +36,7 @@ class GeneSets(Mapping[str, tuple[str, ...]]):
     Raises
     ------
     DataError
-        No sets, or a set without genes.
+        No sets, a set without genes, or one that is not given as several names.
 
     Examples
     --------
@@ -50,11 +54,30 @@ class GeneSets(Mapping[str, tuple[str, ...]]):
     def __post_init__(self) -> None:
         if not self.sets:
             raise DataError("there are no gene sets.")
-        sets = {str(name): tuple(dict.fromkeys(map(str, genes))) for name, genes in self.sets.items()}
+        sets = {str(name): _members(name, genes) for name, genes in self.sets.items()}
         empty = [name for name, genes in sets.items() if not genes]
         if empty:
             raise DataError(f"{len(empty)} gene sets hold no genes, such as {empty[0]!r}; leave them out.")
         object.__setattr__(self, "sets", sets)
+
+    @classmethod
+    def from_gmt(cls, path: str | os.PathLike[str]) -> GeneSets:
+        """The sets of a GMT file, plain or gzipped, with the names as they are there.
+
+        :func:`hibiost.datasets.gene_sets` reads the same files and brings human gene names up to date.
+
+        Parameters
+        ----------
+        path
+            The file: per line ``name TAB description TAB gene TAB gene ...``; descriptions are not kept. A line without
+            genes is left out and told.
+
+        Raises
+        ------
+        DataError
+            The file cannot be read, is no GMT file, or a line of it is malformed; the line is named.
+        """
+        return cls(read_gmt(path), source={"name": Path(path).name})
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
         return self.sets[name]  # type: ignore[return-value]
@@ -95,8 +118,10 @@ class GeneSets(Mapping[str, tuple[str, ...]]):
         Raises
         ------
         DataError
-            No gene is shared, or no set is left.
+            ``min_genes`` below 1, no gene is shared, or no set is left.
         """
+        if min_genes < 1:
+            raise DataError(f"min_genes is {min_genes}; expected at least 1: a set without genes overlaps nothing.")
         names = [str(gene) for gene in genes]
         columns = self._columns(names)
         kept, members = [], []
@@ -131,9 +156,23 @@ class GeneSets(Mapping[str, tuple[str, ...]]):
         return columns
 
 
+def _members(name: str, genes: Iterable[str]) -> tuple[str, ...]:
+    """The genes of a set, each once."""
+    if isinstance(genes, str) or not isinstance(genes, Iterable):
+        raise DataError(f"the genes of set {name!r} are {genes!r}; expected a list of gene names.")
+    return tuple(dict.fromkeys(map(str, genes)))
+
+
+def distinct_names(names: Mapping[str, str]) -> dict[str, str]:
+    """The identifier of each name; names that several identifiers bear are told apart by these."""
+    times = Counter(names.values())
+    return {f"{name} ({key})" if times[name] > 1 else name: key for key, name in names.items()}
+
+
 def _mend(found: str) -> str:
-    if found.startswith("Ensembl"):
-        return " Name the genes by symbol: adata.var_names = hb.datasets.hgnc_symbols(adata.var_names)."
     if "mouse case" in found:
         return " The sets are of another species or case: give sets of the species of the data."
-    return " Name the genes (adata.var_names) as the sets do."
+    return (
+        " Name the genes (adata.var_names) as the sets do; human genes get their symbols by "
+        "adata.var_names = hb.datasets.hgnc_symbols(adata.var_names)."
+    )

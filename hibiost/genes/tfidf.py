@@ -6,7 +6,8 @@ ranks are taken on those float32 weights. So results are the same whatever the n
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal, TypeAlias
 
 import numba
 import numpy as np
@@ -14,6 +15,8 @@ from scipy import sparse
 
 from ..errors import DataError
 
+Selection: TypeAlias = Literal["tfidf", "top", "hvg"]
+"""How the genes of a sentence are chosen."""
 EPSILON = 1e-8
 """Added to the denominator of eq 1."""
 _TABLE = 1 << 16
@@ -148,6 +151,66 @@ def top_genes(weights: Any, n_genes: int, *, among: Any = None) -> np.ndarray:
     if among.shape != (matrix.shape[1],):
         raise DataError(f"among has shape {among.shape}; expected one value for each of the {matrix.shape[1]} genes.")
     return _top_genes(matrix.indptr, matrix.indices, matrix.data.astype(np.float32, copy=False), n_genes, among)
+
+
+def select_genes(
+    counts: sparse.csr_matrix,
+    weights: sparse.csr_matrix,
+    n_genes: int,
+    *,
+    selection: Selection = "tfidf",
+    among: np.ndarray,
+    slides: Iterable[np.ndarray],
+) -> np.ndarray:
+    """The genes of each spot's sentence, best first: by TF-IDF (HiBio-ST, eq 4), or one of the paper's ablations.
+
+    Parameters
+    ----------
+    counts
+        Raw counts, n_obs x n_vars.
+    weights
+        TF-IDF weights of them.
+    n_genes
+        Length of a sentence.
+    selection
+        ``"tfidf"``: highest weights. ``"top"``: highest counts. ``"hvg"``: of the ``n_genes`` genes whose log1p counts
+        have the highest variance over the slide, those that the spot expresses, highest counts first.
+    among
+        Mask of the genes that may enter a sentence, (n_vars,).
+    slides
+        Rows of each slide.
+
+    Returns
+    -------
+    int32, n_obs x n_genes, as of :func:`top_genes`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> from hibiost.genes import select_genes, tfidf
+    >>> counts = sparse.csr_matrix(np.array([[9, 1, 0], [9, 0, 2]]))
+    >>> options = {"among": np.ones(3, dtype=bool), "slides": [np.arange(2)]}
+    >>> select_genes(counts, tfidf(counts, [0.0, 0.4, 0.4]), 2, **options).tolist()
+    [[1, -1], [2, -1]]
+    >>> select_genes(counts, tfidf(counts, [0.0, 0.4, 0.4]), 2, selection="top", **options).tolist()
+    [[0, 1], [0, 2]]
+    """
+    if selection == "tfidf":
+        return top_genes(weights, n_genes, among=among)
+    if selection == "top":
+        return top_genes(counts, n_genes, among=among)
+    from sklearn.utils.sparsefuncs import mean_variance_axis
+
+    sentences = np.full((counts.shape[0], n_genes), -1, dtype=np.int32)
+    for rows in slides:
+        slide = counts[rows]
+        _, variance = mean_variance_axis(slide.astype(np.float64).log1p(), axis=0)
+        variable = top_genes(variance[None], n_genes, among=among)[0]
+        of_slide = np.zeros_like(among)
+        of_slide[variable[variable >= 0]] = True
+        sentences[rows] = top_genes(slide, n_genes, among=of_slide)
+    return sentences
 
 
 def _csr(matrix: Any) -> sparse.csr_matrix:

@@ -121,6 +121,11 @@ class HibioModel(nn.Module):
         """Factor on cosine similarities, at most 100."""
         return self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
 
+    @property
+    def gene_token_embeddings(self) -> Tensor:
+        """Learned embedding of each gene of the vocabulary, n_genes x width."""
+        return self.text.token_embedding.weight[self.tokenizer.first_gene :]
+
     def normalise(self, patches: Tensor) -> Tensor:
         """uint8 or float patches in 0–255, batch x 3 x size x size, as the image tower wants them."""
         return ((patches.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

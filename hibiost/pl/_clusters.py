@@ -9,7 +9,7 @@ import pandas as pd
 
 from .. import inputs, keys
 from ..errors import DataError
-from ._draw import MISSING, axes_for, draw_spots, finish, listed, sections
+from ._draw import MISSING, axes_for, draw_spots, finish, hex_colors, listed, sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -134,38 +134,16 @@ def _colors(
     adata: AnnData, column: str, labels: pd.Categorical, palette: str | Sequence[str] | Mapping[str, str] | None
 ) -> list[str]:
     """One hexadecimal colour per category."""
-    from matplotlib.colors import to_hex
-
     names = labels.categories
     if palette is None:
-        palette = list(adata.uns.get(f"{column}_colors", []))
-        palette = palette if len(palette) >= len(names) else _scanpy_palette(len(names))
-    elif isinstance(palette, str):
-        palette = _colormap(palette, len(names))
+        kept = list(adata.uns.get(f"{column}_colors", []))
+        palette = kept if len(kept) >= len(names) else None
     elif isinstance(palette, Mapping):
         lacking = [name for name in names if name not in palette]
         if lacking:
             raise DataError(f"palette has no colour for the labels {lacking} of obs[{column!r}].")
         palette = [palette[name] for name in names]
-    if len(palette) < len(names):
-        raise DataError(f"palette holds {len(palette)} colours for the {len(names)} labels of obs[{column!r}].")
-    return [to_hex(c, keep_alpha=False) for c in palette[: len(names)]]
-
-
-def _scanpy_palette(n: int) -> list[str]:
-    from scanpy.plotting import palettes
-
-    for colors in (palettes.vega_10_scanpy, palettes.default_20, palettes.default_28):
-        if n <= len(colors):
-            return list(colors)
-    return [palettes.default_102[i % 102] for i in range(n)]
-
-
-def _colormap(name: str, n: int) -> list:
-    import matplotlib
-
-    cmap = matplotlib.colormaps[name]
-    return list(cmap(np.arange(n) % cmap.N)) if cmap.N < 256 else list(cmap(np.linspace(0, 1, n)))
+    return hex_colors(palette, len(names), f"labels of obs[{column!r}]")
 
 
 def _legend(ax: Axes, labels: pd.Categorical, colors: list[str]) -> None:

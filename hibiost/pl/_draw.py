@@ -92,8 +92,9 @@ def axes_for(
     figsize: tuple[float, float] | None,
     ncols: int = _COLUMNS,
     beside: float,
+    width: float = _PANEL,
 ) -> list[Axes]:
-    """One Axes per panel: the user's, or those of a new figure with ``beside`` inches for what stands right of each."""
+    """One Axes per panel: the user's, or those of a new figure, ``width`` inches each and ``beside`` right of each."""
     if ax is not None:
         given = list(ax) if isinstance(ax, Sequence | np.ndarray) else [ax]
         if len(given) != len(panels):
@@ -106,8 +107,8 @@ def axes_for(
     ncols = min(ncols, len(panels))
     nrows = -(-len(panels) // ncols)
     heights = [(bottom - top) / (right - left) for left, right, top, bottom in (panel.box for panel in panels)]
-    height = _PANEL * float(np.clip(np.median(heights), 0.3, 3))
-    fig = plt.figure(figsize=figsize or (ncols * (_PANEL + beside), nrows * (height + 0.4)), layout="constrained")
+    height = width * float(np.clip(np.median(heights), 0.3, 3))
+    fig = plt.figure(figsize=figsize or (ncols * (width + beside), nrows * (height + 0.4)), layout="constrained")
     grid = fig.subplots(nrows, ncols, squeeze=False).ravel()
     for empty in grid[len(panels) :]:
         empty.remove()
@@ -133,6 +134,35 @@ def draw_spots(
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)
     return spots
+
+
+def hex_colors(palette: str | Sequence[str] | None, n: int, things: str) -> list[str]:
+    """``n`` hexadecimal colours: the first of a list, those of a matplotlib colormap, or by default scanpy's."""
+    from matplotlib.colors import to_hex
+
+    if palette is None:
+        palette = _scanpy_palette(n)
+    elif isinstance(palette, str):
+        palette = _colormap(palette, n)
+    if len(palette) < n:
+        raise DataError(f"palette holds {len(palette)} colours for the {n} {things}.")
+    return [to_hex(c, keep_alpha=False) for c in palette[:n]]
+
+
+def _scanpy_palette(n: int) -> list[str]:
+    from scanpy.plotting import palettes
+
+    for colors in (palettes.vega_10_scanpy, palettes.default_20, palettes.default_28):
+        if n <= len(colors):
+            return list(colors)
+    return [palettes.default_102[i % 102] for i in range(n)]
+
+
+def _colormap(name: str, n: int) -> list:
+    import matplotlib
+
+    cmap = matplotlib.colormaps[name]
+    return list(cmap(np.arange(n) % cmap.N)) if cmap.N < 256 else list(cmap(np.linspace(0, 1, n)))
 
 
 def finish(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
@@ -8,12 +8,11 @@ from scipy import sparse
 
 from .. import genes, inputs, keys
 from ..errors import DataError, nearest
+from ..genes.tfidf import Selection
 from ..settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-Selection = Literal["tfidf", "top", "hvg"]
 
 
 def tfidf_sentences(
@@ -110,12 +109,7 @@ def tfidf_sentences(
         )
 
     weights = genes.tfidf(counts, idf)
-    if selection == "tfidf":
-        sentences = genes.top_genes(weights, n_genes, among=allowed)
-    elif selection == "top":
-        sentences = genes.top_genes(counts, n_genes, among=allowed)
-    else:
-        sentences = _hvg_sentences(counts, slides, n_genes, allowed)
+    sentences = genes.select_genes(counts, weights, n_genes, selection=selection, among=allowed, slides=slides.values())
 
     adata = adata.copy() if copy else adata
     prefix = "" if key_added == keys.SENTENCE else f"{key_added}_"
@@ -158,22 +152,6 @@ def _aligned(vocabulary: genes.Vocabulary, names: pd.Index) -> tuple[np.ndarray,
     index = vocabulary.match(names)
     known = index >= 0
     return np.where(known, vocabulary.n_spots[index], 0), np.where(known, vocabulary.idf[index], 0.0)
-
-
-def _hvg_sentences(
-    counts: sparse.csr_matrix, slides: dict[str, np.ndarray], n_genes: int, allowed: np.ndarray
-) -> np.ndarray:
-    from sklearn.utils.sparsefuncs import mean_variance_axis
-
-    sentences = np.full((counts.shape[0], n_genes), -1, dtype=np.int32)
-    for rows in slides.values():
-        slide = counts[rows]
-        _, variance = mean_variance_axis(slide.astype(np.float64).log1p(), axis=0)
-        variable = genes.top_genes(variance[None], n_genes, among=allowed)[0]
-        among = np.zeros_like(allowed)
-        among[variable[variable >= 0]] = True
-        sentences[rows] = genes.top_genes(slide, n_genes, among=among)
-    return sentences
 
 
 def _log(sentences: np.ndarray, counts: sparse.csr_matrix, key: str) -> None:

@@ -1,5 +1,7 @@
-"""Kernels on spot coordinates; arrays in, arrays out."""
+"""Kernels on spot coordinates: neighbours, regions, votes; arrays in, arrays out."""
 
+from .neighbors import fused_neighbors, region_graph
+from .regions import coherence, leiden, modularity
 from .vote import majority_vote
 
-__all__ = ["majority_vote"]
+__all__ = ["coherence", "fused_neighbors", "leiden", "majority_vote", "modularity", "region_graph"]

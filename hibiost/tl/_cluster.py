@@ -13,6 +13,7 @@ from .._random import RNG, seed
 from ..errors import DataError
 from ..settings import logger
 from ..spatial import majority_vote
+from ..spatial.regions import by_falling_size
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -150,7 +151,4 @@ def _kmeans(
             raise DataError(
                 f"slide {library!r} holds fewer than n_clusters = {n_clusters} distinct spots."
             ) from warning
-    _, first, codes, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
-    rank = np.empty(len(sizes), dtype=np.int64)
-    rank[np.lexsort((first, -sizes))] = np.arange(len(sizes))
-    return rank[codes]
+    return by_falling_size(labels)

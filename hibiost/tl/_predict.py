@@ -180,6 +180,8 @@ class _Embeddings:
         return self._model
 
     def of(self, adata: AnnData, side: str, layer: str | None = None) -> np.ndarray:
+        from ..train import Recipe
+
         key = f"{keys.EMBED}_{side}"
         stored = adata.uns.get(keys.EMBED, {}).get("fingerprint")
         if key in adata.obsm and stored is not None and stored == self.fingerprint:
@@ -190,6 +192,13 @@ class _Embeddings:
         if keys.SENTENCE in adata.obsm:
             sentences = sentence_rows(adata, self.model.vocabulary)
         else:
-            n_genes = int(self.model.training_info.get("n_genes", 250))
-            sentences = new_sentences(adata, self.model.vocabulary, n_genes=n_genes, layer=layer)
+            recipe = Recipe().updated(self.model.training_info.get("recipe", {}))
+            sentences = new_sentences(
+                adata,
+                self.model.vocabulary,
+                n_genes=recipe.n_genes,
+                selection=recipe.selection,
+                layer=layer,
+                library_key=self._library_key,
+            )
         return gene_embeddings(adata, self.model, sentences, **options)

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from .. import inputs, keys
+from .. import datasets, inputs, keys
 from .._random import RNG
 from .._random import seed as as_seed
 from ..errors import DataError
-from ..genes import Vocabulary
+from ..genes import GeneSets, Vocabulary, overlap_coefficients
+from ..genes.overlap import report_overlaps
 from ..settings import logger, settings
 from ._resolve import new_sentences, resolve_device
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ..model import HibioModel, ModelConfig
-    from ..train import Recipe
+    from ..train import PathwayAnchors, Recipe
 
 
 def pretrain(
@@ -29,9 +32,8 @@ def pretrain(
     *,
     image_encoder: str | ModelConfig = "ViT-B-16",
     epochs: int | None = None,
+    pathways: str | os.PathLike[str] | Mapping[str, Iterable[str]] | None = None,
     recipe: Mapping[str, Any] | Recipe | None = None,
-    n_genes: int = 250,
-    min_spots: int = 1,
     mpp: float | None = None,
     layer: str | None = None,
     library_key: str = keys.LIBRARY,
@@ -39,27 +41,31 @@ def pretrain(
     device: str = "auto",
     rng: RNG = 0,
 ) -> HibioModel:
-    """Train a model from scratch on spots with H&E and counts: level 1 of HiBio-ST (eqs 1-4, 9, 10).
+    """Train a model from scratch on spots with H&E and counts: the three levels of HiBio-ST (eqs 1-14).
 
-    Idf is fitted over all slides, the ``n_genes`` keyword genes of each spot become its sentence, and patches and
-    sentences are aligned by a symmetric InfoNCE loss over the batch. Slides are decoded one after the other into a
-    temporary file of n_spots x image_size^2 x 3 bytes (in ``TMPDIR``); memory holds the counts, one decoded slide and
-    one batch.
+    Level one aligns the patch of each spot with the sentence of its keyword genes (eqs 9, 10). Level two aligns patches
+    with the pathways that a sentence overlaps (eqs 5, 6, 11), where ``pathways`` are given. Level three, from epoch
+    ``region_start`` on, aligns regions (eqs 12, 13), which are found anew every ``region_every`` epochs by clustering
+    each slide on space and embeddings (eqs 7, 8); batches then bring the members of a region together. The objective is
+    ``L_s + lambda2 L_p + lambda3 L_R`` (eq 14): every ablation of the paper is one entry of ``recipe``.
+
+    Slides are decoded one after the other into a temporary file of n_spots x image_size^2 x 3 bytes (in ``TMPDIR``);
+    memory holds the counts, one decoded slide and one batch.
 
     Parameters
     ----------
     adata
-        One AnnData, of one or several slides, or a list of them; not changed.
+        One AnnData, of one or several slides, or a list of them.
     image_encoder
         A preset, see :func:`hibiost.model.presets`, or a configuration.
     epochs
         Passes over the spots; by default the preset's.
+    pathways
+        Gene sets, or what :func:`hibiost.datasets.gene_sets` takes: ``"reactome"``, ``"wikipathways"``, ``"kegg"``, a
+        GMT file, a dict. Without, level two is left out.
     recipe
-        Training values that differ from the preset's, see :class:`hibiost.train.Recipe`.
-    n_genes
-        Length of a sentence.
-    min_spots
-        Leave genes seen in fewer spots out of the vocabulary.
+        Training values that differ from the preset's, see :class:`hibiost.train.Recipe`; such as ``{"lambda3": 0}`` to
+        leave regions out, or ``{"selection": "top"}`` for the most expressed genes instead of TF-IDF.
     mpp
         Micrometres per pixel at which patches are cut; by default full-resolution pixels as they are.
     layer
@@ -75,14 +81,21 @@ def pretrain(
 
     Returns
     -------
-    The model, with vocabulary, idf and ``training_info`` (parameters, slides, loss per epoch); ``model.save(folder)``
-    keeps it.
+    The model, with vocabulary, idf and ``training_info`` (parameters, slides, the terms of the loss per epoch, renewals
+    of the regions); ``model.save(folder)`` keeps it. Where regions were found, each AnnData gets
+
+    ``obsm["region_history"]``
+        DataFrame, int32, n_obs x renewals: the region of each spot, numbered from 0 on within its slide; columns are
+        the epochs trained before (``"0"``: one region a slide); -1 for spots left out of training.
+        :func:`hibiost.pl.region_history` draws it.
+    ``uns["region_history"]["params"]``
+        The parameters.
 
     Raises
     ------
     DataError
-        Counts that are none, spots outside their image, sentences longer than the model's context, an unknown training
-        value, or fewer than two spots with a sentence.
+        Counts that are none, spots outside their image, sentences longer than the model's context, gene sets that share
+        no genes with the data, an unknown training value, or fewer than two spots with a sentence.
     MissingSlotError
         No coordinates, or no such layer.
     ImageError
@@ -94,34 +107,46 @@ def pretrain(
     --------
     >>> import hibiost as hb
     >>> adata = hb.datasets.tissue(100)
-    >>> model = hb.tl.pretrain(adata, image_encoder="ResNet-10", recipe={"epochs": 2, "batch_size": 32})
+    >>> recipe = {"epochs": 2, "batch_size": 32, "region_start": 1}
+    >>> model = hb.tl.pretrain(adata, image_encoder="ResNet-10", recipe=recipe)
     >>> [entry["epoch"] for entry in model.training_info["history"]]
     [1, 2]
+    >>> list(adata.obsm["region_history"])
+    ['0', '1']
     """
     from ..model import HibioModel
-    from ..train import Pairs, fit
+    from ..train import Pairs, Regions, fit
 
     config, values = _configuration(image_encoder, epochs, recipe, mpp)
     device, seed = resolve_device(device), as_seed(rng)
     adatas = list(adata) if isinstance(adata, Sequence) else [adata]
     if not adatas:
         raise DataError("no AnnData to train on; the list is empty.")
+    gene_sets = datasets.gene_sets(pathways) if pathways is not None and values.lambda2 > 0 else None
     corpus = (inputs.slide_counts(a, inputs.counts(a, layer), inputs.libraries(a, library_key)) for a in adatas)
-    vocabulary = Vocabulary.fit(chain.from_iterable(corpus), min_spots=min_spots)
+    vocabulary = Vocabulary.fit(chain.from_iterable(corpus), min_spots=values.min_spots)
     slides = [inputs.slides(a, library_key) for a in adatas]
-    sentences = [new_sentences(a, vocabulary, n_genes=n_genes, layer=layer) for a in adatas]
+    options: Any = {"n_genes": values.n_genes, "selection": values.selection, "layer": layer}
+    sentences = [new_sentences(a, vocabulary, library_key=library_key, **options) for a in adatas]
     words = _metadata(adatas, library_key)
     model = HibioModel(config, vocabulary, metadata=sorted(set(chain.from_iterable(words.values()))), rng=seed)
-    _check_length(model, n_genes, words)
+    _check_length(model, values.n_genes, words)
+    spots = _spots(slides, sentences)
+    values = values.updated({"batch_size": min(values.batch_size, len(spots.sentences))})
+    anchors = None if gene_sets is None else _anchors(gene_sets, model, spots.sentences, values, seed)
+    regions = None
+    if values.lambda3 > 0:
+        regions = Regions(spots.slide, spots.xy, n_neighbors=values.n_neighbors, seed=seed)
 
     with tempfile.TemporaryDirectory(prefix="hibiost-") as folder:
-        patches, tokens = _corpus(model, slides, sentences, words, values.shift, Path(folder))
-        values = values.updated({"batch_size": min(values.batch_size, len(tokens))})
-        history = fit(
+        patches = _patches(model, spots, values.shift, Path(folder))
+        history, renewals = fit(
             model,
-            Pairs(patches, tokens),
+            Pairs(patches, _tokens(model, spots, words)),
             recipe=values,
             seed=seed,
+            pathways=anchors,
+            regions=regions,
             n_workers=n_workers,
             accelerator=device,
             progress=settings.progress,
@@ -129,14 +154,16 @@ def pretrain(
         del patches
     model.training_info = {
         "seed": seed,
-        "n_spots": len(tokens),
-        "slides": [slide.library_id for part in slides for slide in part],
+        "n_spots": len(spots.sentences),
+        "slides": [slide.library_id for slide in spots.slides],
         "mpp": _median_mpp(slides),
-        "n_genes": n_genes,
-        "min_spots": min_spots,
+        "pathways": None if gene_sets is None else dict(gene_sets.source),
         "recipe": values.to_dict(),
         "history": history,
+        "regions": renewals,
     }
+    if regions is not None and renewals:
+        _write_history(adatas, spots, regions.history, values)
     return model.to(device).eval()
 
 
@@ -173,39 +200,92 @@ def _check_length(model: HibioModel, n_genes: int, words: Mapping[Any, Sequence[
     if n_genes > room:
         raise DataError(
             f"sentences of {n_genes} genes do not fit a context of {model.config.context_length} tokens, which has "
-            f"room for {room} beside start, metadata and end; use fewer n_genes or a longer context_length in text_cfg."
+            f"room for {room} beside start, metadata and end; use fewer n_genes in the recipe, or a configuration with "
+            "a longer context_length in text_cfg."
         )
 
 
-def _corpus(
-    model: HibioModel,
-    slides: Sequence[Sequence[inputs.Slide]],
-    sentences: Sequence[np.ndarray],
-    words: Mapping[tuple[int, str], Sequence[str]],
-    shift: float,
-    folder: Path,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Patches with a margin for shifts, on disk, and token rows of all spots that have a sentence."""
+@dataclass(frozen=True)
+class _Spots:
+    """The training spots: those with a sentence, slide after slide."""
+
+    slides: list[inputs.Slide]
+    """Each with its training spots only."""
+    source: np.ndarray
+    """The AnnData of each slide."""
+    sentences: np.ndarray
+
+    @property
+    def slide(self) -> np.ndarray:
+        """The slide of each spot."""
+        return np.repeat(np.arange(len(self.slides)), [len(slide.rows) for slide in self.slides])
+
+    @property
+    def xy(self) -> np.ndarray:
+        return np.concatenate([slide.xy for slide in self.slides])
+
+
+def _spots(slides: Sequence[Sequence[inputs.Slide]], sentences: Sequence[np.ndarray]) -> _Spots:
+    chosen, source, tables = [], [], []
+    for number, part in enumerate(slides):
+        for slide in part:
+            spoken = (sentences[number][slide.rows] >= 0).any(axis=1)
+            chosen.append(replace(slide, rows=slide.rows[spoken], xy=slide.xy[spoken]))
+            source.append(number)
+            tables.append(sentences[number][slide.rows[spoken]])
+    spots = _Spots(chosen, np.array(source), np.concatenate(tables))
+    silent = sum(map(len, sentences)) - len(spots.sentences)
+    if silent:
+        logger.info("%d spots without a single keyword gene are left out of training", silent)
+    if len(spots.sentences) < 2:
+        raise DataError(f"{len(spots.sentences)} spots have a sentence; contrastive training needs two or more.")
+    return spots
+
+
+def _anchors(
+    gene_sets: GeneSets, model: HibioModel, sentences: np.ndarray, recipe: Recipe, seed: int
+) -> PathwayAnchors:
+    """Level two: the overlaps of the spots, and the head that is trained on them."""
+    import torch
+
+    from ..train import PathwayAnchors
+
+    names, members = gene_sets.membership(model.vocabulary.genes)
+    logger.info("%d of %d pathways have enough genes in the vocabulary", len(names), len(gene_sets))
+    overlaps = overlap_coefficients(sentences, members, threshold=recipe.threshold)
+    report_overlaps(overlaps, recipe.threshold)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PathwayAnchors(
+            overlaps.matrix,
+            members,
+            embed_dim=model.config.embed_dim,
+            width=model.gene_token_embeddings.shape[1],
+            n_negatives=recipe.n_negatives,
+        )
+
+
+def _tokens(model: HibioModel, spots: _Spots, words: Mapping[tuple[int, str], Sequence[str]]) -> np.ndarray:
+    ends = np.cumsum([len(slide.rows) for slide in spots.slides])[:-1]
+    tables = np.split(spots.sentences, ends)
+    return np.concatenate(
+        [
+            model.tokenizer(table, words[int(number), slide.library_id])
+            for table, number, slide in zip(tables, spots.source, spots.slides, strict=True)
+        ]
+    )
+
+
+def _patches(model: HibioModel, spots: _Spots, shift: float, folder: Path) -> np.ndarray:
+    """Patches with a margin for shifts, on disk."""
     from tqdm.auto import tqdm
 
     from ..train import store_patches
 
-    config = model.config
+    config, n_spots = model.config, len(spots.sentences)
     side = config.image_size + 2 * round(shift * config.image_size)
     window = round(config.patch_size * side / config.image_size)
-    tokens, chosen = [], []
-    for number, part in enumerate(slides):
-        for slide in part:
-            spoken = (sentences[number][slide.rows] >= 0).any(axis=1)
-            tokens.append(model.tokenizer(sentences[number][slide.rows[spoken]], words[number, slide.library_id]))
-            chosen.append(replace(slide, rows=slide.rows[spoken], xy=slide.xy[spoken]))
-    n_spots = sum(len(rows) for rows in tokens)
-    silent = sum(len(table) for table in sentences) - n_spots
-    if silent:
-        logger.info("%d spots without a single keyword gene are left out of training", silent)
-    if n_spots < 2:
-        raise DataError(f"{n_spots} spots have a sentence; contrastive training needs two or more.")
-    batches = inputs.numbered_patches(chosen, size=window, mpp=config.mpp, output=side)
+    batches = inputs.numbered_patches(spots.slides, size=window, mpp=config.mpp, output=side)
     with tqdm(total=n_spots, desc="read patches", unit="spot", disable=not settings.progress) as bar:
 
         def counted() -> Iterator[np.ndarray]:
@@ -213,5 +293,15 @@ def _corpus(
                 yield patches
                 bar.update(len(patches))
 
-        stored = store_patches(counted(), n_spots, side, folder / "patches.uint8")
-    return stored, np.concatenate(tokens)
+        return store_patches(counted(), n_spots, side, folder / "patches.uint8")
+
+
+def _write_history(adatas: Sequence[AnnData], spots: _Spots, history: Mapping[int, np.ndarray], recipe: Recipe) -> None:
+    for number, adata in enumerate(adatas):
+        of_adata = spots.source[spots.slide] == number
+        rows = np.concatenate([spots.slides[place].rows for place in np.flatnonzero(spots.source == number)])
+        table = np.full((adata.n_obs, len(history)), -1, dtype=np.int32)
+        table[rows] = np.stack([ids[of_adata] for ids in history.values()], axis=1)
+        adata.obsm[keys.REGION_HISTORY] = pd.DataFrame(table, adata.obs_names, [str(epoch) for epoch in history])
+        params = {name: getattr(recipe, name) for name in ("region_start", "region_every", "n_neighbors", "lambda3")}
+        inputs.record(adata, keys.REGION_HISTORY, params=params)

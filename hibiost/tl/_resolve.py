@@ -9,7 +9,8 @@ import numpy as np
 
 from .. import inputs, keys
 from ..errors import DataError, ModelError
-from ..genes import Vocabulary, tfidf, top_genes
+from ..genes import Vocabulary, select_genes, tfidf
+from ..genes.tfidf import Selection
 from ..settings import settings
 
 if TYPE_CHECKING:
@@ -55,10 +56,19 @@ def sentence_rows(adata: AnnData, vocabulary: Vocabulary) -> np.ndarray:
     return np.where(table >= 0, index[table], -1)
 
 
-def new_sentences(adata: AnnData, vocabulary: Vocabulary, *, n_genes: int, layer: str | None) -> np.ndarray:
+def new_sentences(
+    adata: AnnData,
+    vocabulary: Vocabulary,
+    *,
+    n_genes: int,
+    selection: Selection = "tfidf",
+    layer: str | None,
+    library_key: str,
+) -> np.ndarray:
     """Sentences made with a vocabulary's idf (HiBio-ST, eqs 1-4), as indices into it."""
     counts = inputs.counts(adata, layer)
     index = vocabulary.match(adata.var_names)
-    idf = np.where(index >= 0, vocabulary.idf[index], 0.0)
-    best = top_genes(tfidf(counts, idf), n_genes)
+    weights = tfidf(counts, np.where(index >= 0, vocabulary.idf[index], 0.0))
+    slides = inputs.libraries(adata, library_key).values()
+    best = select_genes(counts, weights, n_genes, selection=selection, among=index >= 0, slides=slides)
     return np.where(best >= 0, index[best], -1)

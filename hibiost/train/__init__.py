@@ -2,6 +2,8 @@
 
 from .data import Pairs, store_patches
 from .fit import fit
+from .pathways import PathwayAnchors
 from .recipe import Recipe
+from .regions import Regions
 
-__all__ = ["Pairs", "Recipe", "fit", "store_patches"]
+__all__ = ["Pairs", "PathwayAnchors", "Recipe", "Regions", "fit", "store_patches"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,8 @@ def store_patches(batches: Iterable[np.ndarray], n_spots: int, side: int, path: 
     return np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
 
 
-class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Patch and token row of each spot.
+class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
+    """Patch, token row and number of each spot.
 
     Parameters
     ----------
@@ -54,9 +55,9 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, spot: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, spot: int) -> tuple[Tensor, Tensor, int]:
         pixels = torch.from_numpy(np.array(self.patches[spot])).permute(2, 0, 1)
-        return pixels, torch.from_numpy(self.tokens[spot])
+        return pixels, torch.from_numpy(self.tokens[spot]), spot
 
 
 class EpochSampler(Sampler[int]):
@@ -72,6 +73,8 @@ class EpochSampler(Sampler[int]):
 
     def __init__(self, n_spots: int, seed: int) -> None:
         self._n_spots, self._seed, self._epoch = n_spots, seed, 0
+        self.order: Callable[[torch.Generator], Tensor] = partial(_any_order, n_spots)
+        """Draws the order of an epoch; once there are regions, see :func:`region_order`."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; Lightning calls it before each epoch."""
@@ -82,12 +85,50 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(hash_seed(self._seed, self._epoch))
-        return iter(torch.randperm(self._n_spots, generator=generator).tolist())
+        return iter(self.order(generator).tolist())
+
+
+def _any_order(n_spots: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(n_spots, generator=generator)
+
+
+def region_order(slide: np.ndarray, regions: np.ndarray, run: int, generator: torch.Generator) -> Tensor:
+    """All spots in an order in which the members of a region come together.
+
+    Each slide is laid out region by region, regions and members in random order, and cut in runs of ``run`` spots; the
+    runs of all slides are shuffled. A batch of several runs thus holds a few slides, and many spots of each.
+
+    Parameters
+    ----------
+    slide, regions
+        int, (n_spots,): slide and region of each spot; no two slides share a region.
+    run
+        Spots of a slide that follow each other.
+    generator
+        CPU generator.
+
+    Returns
+    -------
+    int64, (n_spots,): each spot once.
+    """
+    spots = torch.randperm(len(slide), generator=generator).numpy()
+    place = torch.randperm(int(regions.max()) + 1, generator=generator).numpy()
+    spots = spots[np.lexsort((place[regions[spots]], slide[spots]))]
+    _, sizes = np.unique(slide, return_counts=True)
+    runs = [part[at : at + run] for part in np.split(spots, np.cumsum(sizes)[:-1]) for at in range(0, len(part), run)]
+    order = torch.randperm(len(runs), generator=generator).tolist()
+    return torch.from_numpy(np.concatenate([runs[number] for number in order]))
 
 
 def hash_seed(seed: int, step: int) -> int:
     """A seed of its own for each step or epoch."""
     return (seed * 1_000_003 + step) % 2**63
+
+
+def centre(patches: np.ndarray, size: int) -> np.ndarray:
+    """Patches, n x side x side x 3, without their margin: n x ``size`` x ``size`` x 3."""
+    margin = (patches.shape[1] - size) // 2
+    return np.asarray(patches[:, margin : margin + size, margin : margin + size])
 
 
 def augment(pixels: Tensor, size: int, colour_jitter: float, generator: torch.Generator) -> Tensor:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from ..errors import DataError, nearest
+from ..genes.tfidf import Selection
 
 PRECISIONS = ("auto", "32", "bf16")
+_WHOLE = {
+    "epochs": 1,
+    "batch_size": 2,
+    "n_genes": 1,
+    "min_spots": 1,
+    "n_negatives": 1,
+    "region_start": 1,
+    "region_every": 1,
+    "n_neighbors": 1,
+}
+"""Lowest values."""
+_NUMBERS = dict.fromkeys(("lr", "weight_decay", "lambda2", "lambda3"), math.inf) | dict.fromkeys(
+    ("warmup", "final_lr", "shift", "colour_jitter", "threshold"), 1.0
+)
+"""Highest values."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; the defaults are the paper's (HiBio-ST, section 3 and C.1).
+    """How a model is trained; the defaults are the paper's (HiBio-ST, sections 2 and 3, C.1).
 
     Parameters
     ----------
@@ -35,6 +52,26 @@ class Recipe:
         Patches are cut around a point up to this share of their side away from the spot's centre, anew at each step.
     colour_jitter
         Largest relative change of each colour channel and of the contrast.
+    selection
+        How the genes of a sentence are chosen, see :func:`hibiost.pp.tfidf_sentences`.
+    n_genes
+        Length of a sentence.
+    min_spots
+        Leave genes seen in fewer spots out of the vocabulary.
+    threshold
+        Pathways whose overlap with a spot's sentence is above it are its positives (eq 5).
+    lambda2
+        Weight of the pathway loss (eq 14); 0 leaves level two out.
+    n_negatives
+        Pathways drawn for each batch beside the positives of its spots.
+    lambda3
+        Weight of the region loss (eq 14); 0 leaves level three out.
+    region_start
+        Epochs before regions are first found and aligned.
+    region_every
+        Epochs from one renewal of the regions to the next.
+    n_neighbors
+        Neighbours of a spot in the graph that gives the regions.
     precision
         ``"32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where the processor or GPU computes in it.
     """
@@ -48,20 +85,31 @@ class Recipe:
     final_lr: float = 0.01
     shift: float = 0.0
     colour_jitter: float = 0.0
+    selection: Selection = "tfidf"
+    n_genes: int = 250
+    min_spots: int = 1
+    threshold: float = 0.2
+    lambda2: float = 0.25
+    n_negatives: int = 64
+    lambda3: float = 0.25
+    region_start: int = 25
+    region_every: int = 10
+    n_neighbors: int = 15
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 2)):
+        for name, low in _WHOLE.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < low:
                 raise DataError(f"recipe: {name} is {value!r}; expected a whole number of {low} or more.")
-        for name in ("lr", "weight_decay", "warmup", "final_lr", "shift", "colour_jitter"):
+        for name, high in _NUMBERS.items():
             value = getattr(self, name)
-            high = float("inf") if name in ("lr", "weight_decay") else 1.0
-            if not 0 <= value <= high:
+            if not isinstance(value, int | float) or not 0 <= value <= high:
                 raise DataError(f"recipe: {name} is {value!r}; expected a number from 0 to {high:g}.")
-        if self.precision not in PRECISIONS:
-            raise DataError(f"recipe: precision is {self.precision!r}; expected one of {list(PRECISIONS)}.")
+        for name, known in (("selection", get_args(Selection)), ("precision", PRECISIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise DataError(f"recipe: {name} is {value!r}; expected one of {list(known)}.{nearest(value, known)}")
 
     def updated(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe with some values replaced; unknown names are refused."""

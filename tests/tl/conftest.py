@@ -3,7 +3,7 @@ import pytest
 
 import hibiost as hb
 
-RECIPE = {"epochs": 8, "batch_size": 32, "lr": 3e-3, "precision": "32", "shift": 0.1}
+RECIPE = {"epochs": 8, "batch_size": 32, "lr": 3e-3, "precision": "32", "shift": 0.1, "n_genes": 40}
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def slide(_sections):
 
 @pytest.fixture(scope="session")
 def model(_sections, tiny):
-    return hb.tl.pretrain(_only(_sections, ["tissue_0", "tissue_1"]), image_encoder=tiny, n_genes=40)
+    return hb.tl.pretrain(_only(_sections, ["tissue_0", "tissue_1"]), image_encoder=tiny)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from hibiost.train import Recipe
 def test_defaults_are_the_papers():
     recipe = Recipe()
     assert (recipe.epochs, recipe.batch_size, recipe.lr) == (50, 512, 2.56e-5)
+    assert (recipe.selection, recipe.n_genes, recipe.threshold) == ("tfidf", 250, 0.2)
+    assert (recipe.lambda2, recipe.lambda3, recipe.region_start, recipe.region_every) == (0.25, 0.25, 25, 10)
     assert (recipe.betas, recipe.weight_decay, recipe.final_lr) == ((0.9, 0.95), 0.1, 0.01)
 
 
@@ -27,6 +29,11 @@ def test_json_round_trip():
         ({"lr": -1.0}, "lr is -1.0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"warmup": 2.0}, r"warmup is 2\.0; expected a number from 0 to 1"),
+        ({"lambda2": -0.1}, r"lambda2 is -0.1; expected a number from 0 to inf"),
+        ({"lambda3": "high"}, "lambda3 is 'high'"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"region_start": 0}, "region_start is 0; expected a whole number of 1"),
+        ({"selection": "hgv"}, r"selection is 'hgv'.*Did you mean 'hvg'"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
     ],
 )
