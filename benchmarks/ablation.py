@@ -31,6 +31,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "HVG selection": {"selection": "hvg"},
     "threshold 0.1": {"threshold": 0.1},
     "threshold 0.5": {"threshold": 0.5},
+    "pathway temperature 0.07 at first": {"pathway_temperature": 0.07},
     "lambda3 = 0.1": {"lambda3": 0.1},
     "lambda2 = lambda3 = 0.5": {"lambda2": 0.5, "lambda3": 0.5},
     "sentence of 100 genes": {"n_genes": 100},

@@ -262,6 +262,7 @@ def _anchors(
             embed_dim=model.config.embed_dim,
             width=model.gene_token_embeddings.shape[1],
             n_negatives=recipe.n_negatives,
+            temperature=recipe.pathway_temperature,
         )
 
 

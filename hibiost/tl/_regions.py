@@ -44,7 +44,9 @@ def regions(
     Within each slide, every spot is joined to its ``n_neighbors`` nearest by the fused distance of eq 7, with weight
     ``exp(-D)``, and Leiden partitions this graph so that modularity is highest. Slides are treated on their own, with
     the same seed: the result of a slide does not depend on which others are there, nor on threads or the machine. Any
-    embedding serves, such as a PCA of expression where there is no image.
+    embedding serves, such as a PCA of expression where there is no image. At the paper's weights regions are compact:
+    thin layers are cut across, and on DLPFC a mean of an expression graph and the grid finds the layers better (see
+    ``benchmarks/results/dlpfc_regions.md``); a lower ``alpha`` follows expression more.
 
     Beside the graph, memory holds the embeddings of one slide, up to three times in double precision, and a block of
     32 MiB; time grows with the square of the spots of a slide.

@@ -10,8 +10,9 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from ..model.losses import pathway_alignment
+from .recipe import MIN_TEMPERATURE
 
-MAX_LOGIT_SCALE = math.log(100)
+MAX_LOGIT_SCALE = -math.log(MIN_TEMPERATURE)
 
 
 class PathwayAnchors(nn.Module):
@@ -27,14 +28,23 @@ class PathwayAnchors(nn.Module):
         Of the image embeddings and of the token embeddings.
     n_negatives
         Pathways drawn for each batch beside the positives of its spots.
+    temperature
+        First value of the learned temperature.
     """
 
     def __init__(
-        self, overlap: sparse.csr_matrix, members: sparse.csr_matrix, *, embed_dim: int, width: int, n_negatives: int
+        self,
+        overlap: sparse.csr_matrix,
+        members: sparse.csr_matrix,
+        *,
+        embed_dim: int,
+        width: int,
+        n_negatives: int,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.project = nn.Linear(embed_dim, width, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(0.0))
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.n_negatives = n_negatives
         self._overlap = overlap
         self._genes: Tensor

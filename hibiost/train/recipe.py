@@ -11,6 +11,7 @@ from ..errors import DataError, nearest
 from ..genes.tfidf import Selection
 
 PRECISIONS = ("auto", "32", "bf16")
+MIN_TEMPERATURE = 0.01
 _WHOLE = {
     "epochs": 1,
     "batch_size": 2,
@@ -22,7 +23,7 @@ _WHOLE = {
     "n_neighbors": 1,
 }
 """Lowest values."""
-_NUMBERS = dict.fromkeys(("lr", "weight_decay", "lambda2", "lambda3"), math.inf) | dict.fromkeys(
+_NUMBERS = dict.fromkeys(("lr", "weight_decay", "lambda2", "pathway_temperature", "lambda3"), math.inf) | dict.fromkeys(
     ("warmup", "final_lr", "shift", "colour_jitter", "threshold"), 1.0
 )
 """Highest values."""
@@ -62,6 +63,9 @@ class Recipe:
         Pathways whose overlap with a spot's sentence is above it are its positives (eq 5).
     lambda2
         Weight of the pathway loss (eq 14); 0 leaves level two out.
+    pathway_temperature
+        First value of the learned temperature of the pathway loss. At 1, cosines that equal the overlaps are the target
+        of eq 11.
     n_negatives
         Pathways drawn for each batch beside the positives of its spots.
     lambda3
@@ -90,6 +94,7 @@ class Recipe:
     min_spots: int = 1
     threshold: float = 0.2
     lambda2: float = 0.25
+    pathway_temperature: float = 1.0
     n_negatives: int = 64
     lambda3: float = 0.25
     region_start: int = 25
@@ -106,6 +111,10 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= high:
                 raise DataError(f"recipe: {name} is {value!r}; expected a number from 0 to {high:g}.")
+        if not self.pathway_temperature >= MIN_TEMPERATURE:
+            raise DataError(
+                f"recipe: pathway_temperature is {self.pathway_temperature!r}; expected {MIN_TEMPERATURE} or more."
+            )
         for name, known in (("selection", get_args(Selection)), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if value not in known:

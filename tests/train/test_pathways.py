@@ -61,3 +61,11 @@ def test_a_step_uses_the_rows_of_its_spots(anchors):
     assert anchors.project.weight.grad.any()
     assert anchors.logit_scale.grad != 0
     assert embeddings.grad.any()
+
+
+@pytest.mark.global_rng
+def test_first_temperature():
+    members = sparse.csr_matrix(np.eye(2, dtype=np.float32))
+    for temperature in (1.0, 0.07):
+        anchors = PathwayAnchors(members, members, embed_dim=2, width=2, n_negatives=1, temperature=temperature)
+        assert anchors.logit_scale.exp().item() == pytest.approx(1 / temperature)

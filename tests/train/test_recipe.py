@@ -31,6 +31,7 @@ def test_json_round_trip():
         ({"warmup": 2.0}, r"warmup is 2\.0; expected a number from 0 to 1"),
         ({"lambda2": -0.1}, r"lambda2 is -0.1; expected a number from 0 to inf"),
         ({"lambda3": "high"}, "lambda3 is 'high'"),
+        ({"pathway_temperature": 0}, "pathway_temperature is 0; expected 0.01 or more"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"region_start": 0}, "region_start is 0; expected a whole number of 1"),
         ({"selection": "hgv"}, r"selection is 'hgv'.*Did you mean 'hvg'"),
