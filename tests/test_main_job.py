@@ -95,3 +95,19 @@ def test_scanpy_and_squidpy_run_on_it(result):
         sq.pl.spatial_scatter(adata, color="cluster", library_id="C2")
     assert adata.obsp["spatial_connectivities"].shape == (187, 187)
     assert adata.obsp["connectivities"].nnz > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_every_term_of_the_objective_falls(precision):
+    """All three levels on real sections, with Reactome."""
+    reference = hb.datasets.her2st(["C2", "C3"])
+    recipe = {"epochs": 24, "region_start": 8, "region_every": 8, "precision": precision}
+    config = hb.model.ModelConfig.from_dict(TINY)
+    history = hb.tl.pretrain(
+        reference, image_encoder=config, pathways="reactome", recipe={**TINY["recipe"], **recipe}
+    ).training_info["history"]
+    assert all(np.isfinite(value) for entry in history for value in entry.values())
+    for term, first in (("spot", 0), ("pathway", 0), ("region", 8)):
+        assert np.mean([entry[term] for entry in history[-3:]]) < history[first][term], term
+    assert list(reference.obsm["region_history"]) == ["0", "8", "16"]

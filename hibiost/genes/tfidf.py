@@ -156,8 +156,8 @@ def top_genes(weights: Any, n_genes: int, *, among: Any = None) -> np.ndarray:
 def select_genes(
     counts: sparse.csr_matrix,
     weights: sparse.csr_matrix,
-    n_genes: int,
     *,
+    n_genes: int,
     selection: Selection = "tfidf",
     among: np.ndarray,
     slides: Iterable[np.ndarray],
@@ -190,10 +190,11 @@ def select_genes(
     >>> from scipy import sparse
     >>> from hibiost.genes import select_genes, tfidf
     >>> counts = sparse.csr_matrix(np.array([[9, 1, 0], [9, 0, 2]]))
-    >>> options = {"among": np.ones(3, dtype=bool), "slides": [np.arange(2)]}
-    >>> select_genes(counts, tfidf(counts, [0.0, 0.4, 0.4]), 2, **options).tolist()
+    >>> options = {"n_genes": 2, "among": np.ones(3, dtype=bool), "slides": [np.arange(2)]}
+    >>> weights = tfidf(counts, [0.0, 0.4, 0.4])
+    >>> select_genes(counts, weights, **options).tolist()
     [[1, -1], [2, -1]]
-    >>> select_genes(counts, tfidf(counts, [0.0, 0.4, 0.4]), 2, selection="top", **options).tolist()
+    >>> select_genes(counts, weights, selection="top", **options).tolist()
     [[0, 1], [0, 2]]
     """
     if selection == "tfidf":

@@ -1,6 +1,15 @@
 """What the verbs read from an AnnData, validated; and how they leave their parameters behind."""
 
-from ._counts import check_spots, counts, log_expression, median_total, record, slide_metadata, slot
+from ._counts import (
+    check_spots,
+    counts,
+    log_expression,
+    median_total,
+    record,
+    representation,
+    slide_metadata,
+    slot,
+)
 from ._measured import slide_counts
 from ._slides import Slide, coordinates, libraries, numbered_patches, slides
 
@@ -14,6 +23,7 @@ __all__ = [
     "median_total",
     "numbered_patches",
     "record",
+    "representation",
     "slide_counts",
     "slide_metadata",
     "slides",

@@ -102,6 +102,28 @@ def slot(adata: AnnData, attribute: str, key: str, call: str) -> Any:
     return mapping[key]
 
 
+def representation(adata: AnnData, key: str, call: str) -> Any:
+    """``obsm[key]`` as a table of finite numbers, n_obs x dims; dense, or CSR where it is sparse.
+
+    Raises
+    ------
+    MissingSlotError
+        It is not there; ``call`` is named.
+    DataError
+        It holds NaN, infinite values or no numbers, or is no table.
+    """
+    values = slot(adata, "obsm", key, call)
+    values = sparse.csr_matrix(values) if sparse.issparse(values) else np.asarray(values)
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise DataError(
+            f"obsm[{key!r}] has {values.ndim} dimensions and dtype {values.dtype}; expected numbers, n_obs x dims."
+        )
+    finite = np.isfinite(values.data if sparse.issparse(values) else values)
+    if not finite.all():
+        raise DataError(f"obsm[{key!r}] holds {int((~finite).sum())} NaN or infinite values; embed the spots anew.")
+    return values
+
+
 def record(adata: AnnData, key: str, **entries: Any) -> None:
     """Write ``uns[key]``; ``None`` parameters are left out, since not every file format can hold them."""
     params = {k: v for k, v in entries.pop("params", {}).items() if v is not None}

@@ -109,7 +109,9 @@ def tfidf_sentences(
         )
 
     weights = genes.tfidf(counts, idf)
-    sentences = genes.select_genes(counts, weights, n_genes, selection=selection, among=allowed, slides=slides.values())
+    sentences = genes.select_genes(
+        counts, weights, n_genes=n_genes, selection=selection, among=allowed, slides=slides.values()
+    )
 
     adata = adata.copy() if copy else adata
     prefix = "" if key_added == keys.SENTENCE else f"{key_added}_"

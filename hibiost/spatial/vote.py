@@ -44,17 +44,11 @@ def majority_vote(labels: ArrayLike, xy: ArrayLike, *, k: int = 5) -> NDArray:
     >>> hb.spatial.majority_vote([0, 0, 1, 0], [[0, 0], [1, 0], [2, 0], [3, 0]], k=2)
     array([0, 0, 0, 0])
     """
-    labels, xy = np.asarray(labels), np.asarray(xy, dtype=np.float64)
-    if k < 1:
-        raise DataError(f"k is {k}; expected at least one neighbour.")
-    if labels.ndim != 1 or xy.shape != (len(labels), 2):
-        raise DataError(f"labels of shape {labels.shape} and xy of shape {xy.shape}; expected (n,) and (n, 2).")
-    if not np.isfinite(xy).all():
-        raise DataError(f"xy holds {int((~np.isfinite(xy)).sum())} NaN or infinite coordinates.")
+    labels, neighbors = labels_and_neighbors(labels, xy, k)
     if len(labels) < 2:
         return labels.copy()
     names, codes = np.unique(labels, return_inverse=True)
-    voters = codes[_nearest(xy, min(k, len(xy) - 1))]
+    voters = codes[neighbors]
     rows = np.arange(len(codes))
     ballots = np.bincount((rows[:, None] * len(names) + voters).ravel(), minlength=len(codes) * len(names))
     ballots = ballots.reshape(len(codes), len(names))
@@ -62,11 +56,24 @@ def majority_vote(labels: ArrayLike, xy: ArrayLike, *, k: int = 5) -> NDArray:
     return names[np.where(keeps, codes, ballots.argmax(axis=1))]
 
 
-def _nearest(xy: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    """The k nearest other spots of each spot, ordered by distance, y, x and index."""
+def labels_and_neighbors(labels: ArrayLike, xy: ArrayLike, k: int) -> tuple[NDArray, NDArray[np.intp]]:
+    """The labels as an array, and the k nearest other spots of each spot (all where there are fewer), checked.
+
+    Neighbours are ordered by distance, y, x and index.
+    """
+    labels, xy = np.asarray(labels), np.asarray(xy, dtype=np.float64)
+    if k < 1:
+        raise DataError(f"k is {k}; expected at least one neighbour.")
+    if labels.ndim != 1 or xy.shape != (len(labels), 2):
+        raise DataError(f"labels of shape {labels.shape} and xy of shape {xy.shape}; expected (n,) and (n, 2).")
+    if not np.isfinite(xy).all():
+        raise DataError(f"xy holds {int((~np.isfinite(xy)).sum())} NaN or infinite coordinates.")
+    k = min(k, len(xy) - 1)
+    if k < 1:
+        return labels, np.empty((len(xy), 0), dtype=np.intp)
     rows = np.arange(len(xy))[:, None]
     _, candidates = KDTree(xy).query(xy, k=min(len(xy), k + 1 + _TIED))
     distances = np.square(xy[candidates] - xy[:, None]).sum(axis=2)
     distances[candidates == rows] = np.inf
     order = np.lexsort((candidates, xy[candidates, 0], xy[candidates, 1], distances), axis=1)
-    return np.take_along_axis(candidates, order[:, :k], axis=1)
+    return labels, np.take_along_axis(candidates, order[:, :k], axis=1)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
 
 from .. import inputs, keys
 from .._random import RNG, seed
@@ -98,7 +97,7 @@ def cluster(
         if value < low:
             raise DataError(f"{name} is {value}; expected at least {low}.")
     adata = adata.copy() if copy else adata
-    features = _features(adata, use_rep)
+    features = inputs.representation(adata, use_rep, "hb.tl.embed(adata)").astype(np.float32)
     xy = inputs.coordinates(adata) if n_neighbors else None
     libraries = inputs.libraries(adata, library_key)
     small = {library: len(rows) for library, rows in libraries.items() if len(rows) < n_clusters}
@@ -122,15 +121,6 @@ def cluster(
         n_clusters, len(libraries), key_added, 100 * np.mean(raw != smooth), f"{key_added}_raw",
     )  # fmt: skip
     return adata if copy else None
-
-
-def _features(adata: AnnData, use_rep: str) -> Any:
-    features = inputs.slot(adata, "obsm", use_rep, "hb.tl.embed(adata)")
-    features = sparse.csr_matrix(features) if sparse.issparse(features) else np.asarray(features)
-    finite = np.isfinite(features.data if sparse.issparse(features) else features)
-    if not finite.all():
-        raise DataError(f"obsm[{use_rep!r}] holds {int((~finite).sum())} NaN or infinite values; embed the spots anew.")
-    return features.astype(np.float32)
 
 
 def _kmeans(

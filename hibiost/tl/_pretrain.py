@@ -123,6 +123,7 @@ def pretrain(
     if not adatas:
         raise DataError("no AnnData to train on; the list is empty.")
     gene_sets = datasets.gene_sets(pathways) if pathways is not None and values.lambda2 > 0 else None
+    _tell_levels(values, gene_sets)
     corpus = (inputs.slide_counts(a, inputs.counts(a, layer), inputs.libraries(a, library_key)) for a in adatas)
     vocabulary = Vocabulary.fit(chain.from_iterable(corpus), min_spots=values.min_spots)
     slides = [inputs.slides(a, library_key) for a in adatas]
@@ -178,6 +179,19 @@ def _configuration(
         config = config.with_mpp(mpp)
     values = recipe if isinstance(recipe, Recipe) else Recipe().updated({**config.recipe, **(recipe or {})})
     return config, values if epochs is None else values.updated({"epochs": epochs})
+
+
+def _tell_levels(recipe: Recipe, gene_sets: GeneSets | None) -> None:
+    """Say which levels are left out, and why."""
+    if gene_sets is None:
+        reason = "lambda2 is 0" if recipe.lambda2 == 0 else "no pathways= are given"
+        logger.info("level two, pathways, is left out: %s", reason)
+    if recipe.lambda3 == 0:
+        logger.info("level three, regions, is left out: lambda3 is 0")
+    elif recipe.region_start >= recipe.epochs:
+        logger.info(
+            "level three, regions, is left out: region_start is %d, of %d epochs", recipe.region_start, recipe.epochs
+        )
 
 
 def _metadata(adatas: Sequence[AnnData], library_key: str) -> dict[tuple[int, str], list[str]]:

@@ -161,19 +161,7 @@ def _representations(adata: AnnData, use_rep: str | Sequence[str] | None) -> dic
             f"no embeddings in obsm (there: {list(adata.obsm)}); call hb.tl.embed(adata) first, or name another "
             'representation, such as use_rep="X_pca".'
         )
-    return {name: _checked(inputs.slot(adata, "obsm", name, call), name) for name in names}
-
-
-def _checked(values: Any, name: str) -> Any:
-    values = sparse.csr_matrix(values) if sparse.issparse(values) else np.asarray(values)
-    if values.ndim != 2 or values.dtype.kind not in "biuf":
-        raise DataError(
-            f"obsm[{name!r}] has {values.ndim} dimensions and dtype {values.dtype}; expected numbers, n_obs x dims."
-        )
-    finite = np.isfinite(values.data if sparse.issparse(values) else values)
-    if not finite.all():
-        raise DataError(f"obsm[{name!r}] holds {int((~finite).sum())} NaN or infinite values; embed the spots anew.")
-    return values
+    return {name: inputs.representation(adata, name, call) for name in names}
 
 
 def _unit_features(representations: dict[str, Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -70,5 +70,5 @@ def new_sentences(
     index = vocabulary.match(adata.var_names)
     weights = tfidf(counts, np.where(index >= 0, vocabulary.idf[index], 0.0))
     slides = inputs.libraries(adata, library_key).values()
-    best = select_genes(counts, weights, n_genes, selection=selection, among=index >= 0, slides=slides)
+    best = select_genes(counts, weights, n_genes=n_genes, selection=selection, among=index >= 0, slides=slides)
     return np.where(best >= 0, index[best], -1)

@@ -189,6 +189,19 @@ def test_switches(reference, tiny, pathways):
     assert terms == {"all": {"pathway", "region"}, "no pathways": {"region"}, "no regions": {"pathway"}}
 
 
+def test_levels_that_are_left_out_are_told(reference, tiny, caplog):
+    with caplog.at_level("INFO", logger="hibiost"):
+        train(reference, tiny, recipe={"lambda3": 0})
+        train(reference, tiny, recipe={"lambda2": 0}, pathways="reactome")
+    told = [line for line in caplog.messages if "left out" in line]
+    assert told == [
+        "level two, pathways, is left out: no pathways= are given",
+        "level three, regions, is left out: lambda3 is 0",
+        "level two, pathways, is left out: lambda2 is 0",
+        "level three, regions, is left out: region_start is 25, of 1 epochs",
+    ]
+
+
 def test_selections_give_other_models(reference, tiny):
     prints = {train(reference, tiny, recipe={"selection": name}).fingerprint() for name in ("tfidf", "top", "hvg")}
     assert len(prints) == 3
