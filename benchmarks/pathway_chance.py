@@ -1,9 +1,9 @@
 """How much of eq 5 is chance: overlaps with pathways, and with pathways whose genes were exchanged for others alike.
 
-``python benchmarks/pathway_chance.py [GMT ...]`` takes the sentences of her2st C2-C6, and Reactome, WikiPathways and the
-GMT files given. The exchange permutes the genes that are in some pathway within 20 classes of like document frequency:
-sizes and overlaps of the pathways, and how often their genes are seen, stay; what the genes have to do with each other
-goes.
+``python benchmarks/pathway_chance.py [GMT ...]`` takes the sentences of her2st C2-C6, and Reactome, WikiPathways and
+the GMT files given. The exchange permutes the genes that are in some pathway within 20 classes of like document
+frequency: sizes and overlaps of the pathways, and how often their genes are seen, stay; what the genes have to do with
+each other goes.
 """
 
 from __future__ import annotations

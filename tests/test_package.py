@@ -207,16 +207,33 @@ def test_names_in_the_documentation_exist(page):
             value = getattr(value, part)
 
 
-@pytest.mark.slow
-def test_quickstart_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    notebook = json.loads((ROOT / "tutorials" / "quickstart.ipynb").read_text())
+def run_notebook(name: str) -> dict[str, Any]:
+    """The names that the cells of a tutorial leave behind."""
+    notebook = json.loads((ROOT / "tutorials" / name).read_text())
     names: dict[str, Any] = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec"), names)
-    assert names["slide"].obsm["predicted_expression"].shape == (200, 300)
-    assert set(names["slide"].obs["cluster"]) <= set("0123")
+            exec(compile("".join(cell["source"]), name, "exec"), names)
+    return names
+
+
+@pytest.mark.slow
+def test_quickstart_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    slide = run_notebook("quickstart.ipynb")["slide"]
+    assert slide.obsm["predicted_expression"].shape == (200, 300)
+    assert set(slide.obs["cluster"]) <= set("0123")
+
+
+@pytest.mark.slow
+def test_levels_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_notebook("levels.ipynb")
+    tissue, info = names["tissue"], names["model"].training_info
+    assert list(tissue.obsm["region_history"]) == ["0", "4", "7", "10"]
+    for term in ("spot", "pathway", "region"):
+        entries = [entry[term] for entry in info["history"] if term in entry]
+        assert entries[-1] < entries[0]
 
 
 def test_reference_lists_every_namespace():
