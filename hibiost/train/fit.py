@@ -87,7 +87,7 @@ class Alignment(lightning.LightningModule):
             terms["pathway"], share = self.pathways(image, spots, embeddings, self._generator(negatives=True))
             terms["with_pathway"] = torch.tensor(share)
         if self.regions is not None and self.renewals:
-            ids = torch.from_numpy(self.regions.ids).to(spots.device)[spots]
+            ids = torch.from_numpy(self.regions.ids[spots.cpu().numpy()]).to(spots.device)
             terms["region"], n_regions = region_alignment(image, gene, ids, self.model.scale)
             terms["region_chance"] = torch.tensor(math.log(max(1, n_regions)))
         return terms

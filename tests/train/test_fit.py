@@ -126,14 +126,14 @@ def levels(model, **recipe):
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_every_term_falls(precision):
     model = new_model()
-    history, renewals = fit(model, pairs(model), **levels(model, epochs=20, precision=precision))
+    history, renewals = fit(model, pairs(model), **levels(model, epochs=20, lambda2=4.0, precision=precision))
     assert all(math.isfinite(value) for entry in history for value in entry.values())
     assert "region" not in history[1]
     assert [entry["epoch"] for entry in renewals] == list(range(2, 20, 2))
     for term, first in (("spot", 0), ("pathway", 0), ("region", 2)):
         assert np.mean([entry[term] for entry in history[-4:]]) < history[first][term], term
     assert {entry["with_pathway"] for entry in history[:2]} == {0.5}
-    loss = history[-1]["spot"] + 0.25 * history[-1]["pathway"] + 0.25 * history[-1]["region"]
+    loss = history[-1]["spot"] + 4 * history[-1]["pathway"] + 0.25 * history[-1]["region"]
     assert history[-1]["loss"] == pytest.approx(loss)
 
 
