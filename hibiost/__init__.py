@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .settings import settings
 
 if TYPE_CHECKING:
-    from . import benchmark, datasets, errors, genes, get, images, metrics, model, pl, pp, spatial, tl
+    from . import benchmark, datasets, errors, genes, get, images, io, metrics, model, pl, pp, spatial, tl
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "genes",
     "get",
     "images",
+    "io",
     "metrics",
     "model",
     "pl",

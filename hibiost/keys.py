@@ -6,6 +6,8 @@ LIBRARY = "library_id"
 """``obs``: the slide a spot belongs to; also the key of that slide in ``uns["spatial"]``."""
 PATIENT = "patient"
 """``obs``: the patient (or individual) a slide comes from."""
+BARCODE = "barcode"
+"""``obs``: the name of a spot in its patch file, where the AnnData names it otherwise."""
 SPATIAL = "spatial"
 """``obsm``: spot centres (x, y) in full-resolution pixels; ``uns``: scanpy's layout of images and scale factors."""
 
@@ -37,5 +39,16 @@ CLUSTER = "cluster"
 PREDICTED = "predicted_expression"
 """``obsm``: predicted log1p expression, a DataFrame; ``uns``: its parameters."""
 
+TISSUE_MASK = "tissue_mask"
+"""``uns``: where each slide shows tissue, at the resolution of a thumbnail, and parameters."""
+
+GRID = "grid"
+"""``uns``: parameters of the grid on which spots were placed."""
+
 MEASURED = "measured"
 """``varm``: a bool DataFrame, genes x slides: whether the slide measured the gene at all."""
+
+MAP_GENES = "map_genes"
+"""``uns``: what became of the genes when they were renamed, and the parameters."""
+ORIGINAL = "original_name"
+"""``var``: the names under which a gene stood before it was renamed, joined by ``;``."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from PIL import Image
-from scipy import sparse
 from scipy.spatial import cKDTree
 
 from .. import keys
 from ..errors import DataError, nearest
+from ..io import concat
+from ..io._st import read_table
 from ..settings import logger
 from ._registry import fetch, registry
 
@@ -91,21 +91,14 @@ def her2st(sections: str | Sequence[str] | None = None, *, image: bool = True) -
     hibiost.errors.DataError: no her2st section 'X9'; expected A1-A6, B1-B6, C1-C6, D1-D6, E1-E3, F1-F3, G1-G3, H1-H3.
     """
     names = _section_names(sections)
-    parts = [_read_section(name) for name in names]
-    spatial = {part.name: _spatial_entry(part, image=image) for part in parts}
-    adata = _join(parts)
-    adata.uns[keys.SPATIAL] = spatial
+    adata = concat([_read_section(name, image=image) for name in names])
+    for column in (keys.PATIENT, "label", "published_cluster", "published_annotation"):
+        if categories := sorted(adata.obs[column].dropna().unique()):
+            adata.obs[column] = pd.Categorical(adata.obs[column], categories=categories)
+        else:
+            del adata.obs[column]
     logger.info("her2st: %d spots, %d genes, sections %s.", adata.n_obs, adata.n_vars, ", ".join(names))
     return adata
-
-
-class _Section(NamedTuple):
-    name: str
-    spots: pd.DataFrame
-    pixels: np.ndarray
-    counts: sparse.csr_matrix
-    genes: pd.Index
-    mpp: float
 
 
 def _section_names(sections: str | Sequence[str] | None) -> list[str]:
@@ -125,37 +118,24 @@ def _section_names(sections: str | Sequence[str] | None) -> list[str]:
     return names
 
 
-def _read_section(name: str) -> _Section:
+def _read_section(name: str, *, image: bool) -> AnnData:
     """A section; spots without counts are left out (the files hold no counts without a spot)."""
-    rows, genes, counts = _read_counts(fetch(DATASET, f"data/ST-cnts/{name}.tsv.gz"))
+    table = read_table(fetch(DATASET, f"data/ST-cnts/{name}.tsv.gz"))
     spots = pd.read_csv(fetch(DATASET, f"data/ST-spotfiles/{name}_selection.tsv"), sep="\t")
     spots.index = spots["x"].astype(str) + "x" + spots["y"].astype(str)
-    spots = spots.loc[rows].join(_read_clusters(name), on=["pixel_x", "pixel_y"])
-    spots["label"] = _read_labels(name, spots)
+    spots = spots.loc[table.rows].join(_read_clusters(name), on=["pixel_x", "pixel_y"])
     scale = REDUCED.get(name, 1.0)
-    pitch = [spots[f"pixel_{axis}"].sum() / (spots[f"new_{axis}"] - 1).sum() for axis in "xy"]
     pixels = _warped(spots) if name == "A2" else spots[["pixel_x", "pixel_y"]].to_numpy()
-    spots.index = f"{name}_" + spots.index
-    return _Section(name, spots, pixels * scale, counts, genes, mpp=float(np.mean(PITCH_UM / np.array(pitch))) / scale)
-
-
-def _read_counts(path: Path) -> tuple[list[str], pd.Index, sparse.csr_matrix]:
-    """Spot names, genes and counts of a table of spots x genes, a row at a time: never dense."""
-    spots: list[str] = []
-    values: list[np.ndarray] = []
-    columns: list[np.ndarray] = []
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        genes = pd.Index(next(lines).rstrip("\n").split("\t")[1:])
-        for line in lines:
-            spot, _, numbers = line.partition("\t")
-            row = np.fromstring(numbers, dtype=np.int32, sep="\t")
-            hits = np.flatnonzero(row)
-            spots.append(spot)
-            values.append(row[hits].astype(np.float32))
-            columns.append(hits.astype(np.int32))
-    indptr = np.cumsum([0, *map(len, columns)])
-    counts = sparse.csr_matrix((np.concatenate(values), np.concatenate(columns), indptr), (len(spots), len(genes)))
-    return spots, genes, counts
+    pitch = [spots[f"pixel_{axis}"].sum() / (spots[f"new_{axis}"] - 1).sum() for axis in "xy"]
+    obs = pd.DataFrame({keys.LIBRARY: name, keys.PATIENT: name[0]}, index=f"{name}_" + spots.index)
+    obs["array_row"], obs["array_col"] = spots["y"].to_numpy(), spots["x"].to_numpy()
+    obs["label"] = _read_labels(name, spots)
+    for column in ("published_cluster", "published_annotation"):
+        obs[column] = spots[column].to_numpy(dtype=object)
+    part = AnnData(table.values, obs=obs, var=pd.DataFrame(index=table.columns), obsm={keys.SPATIAL: pixels * scale})
+    mpp = float(np.mean(PITCH_UM / np.array(pitch))) / scale
+    part.uns[keys.SPATIAL] = {name: _spatial_entry(name, mpp, image=image)}
+    return part
 
 
 def _read_clusters(name: str) -> pd.DataFrame:
@@ -200,46 +180,15 @@ def _warped(obs: pd.DataFrame) -> np.ndarray:
     return pixels @ fit
 
 
-def _join(sections: list[_Section]) -> AnnData:
-    """One AnnData over the genes of all sections, in order of first appearance."""
-    genes = sections[0].genes
-    for section in sections[1:]:
-        genes = genes.append(section.genes.difference(genes, sort=False))
-    names = [section.name for section in sections]
-    spots = pd.concat([section.spots for section in sections])
-    library = np.repeat(names, [len(section.spots) for section in sections])
-    obs = pd.DataFrame(index=spots.index)
-    obs[keys.LIBRARY] = pd.Categorical(library, categories=names)
-    obs[keys.PATIENT] = pd.Categorical([name[0] for name in library])
-    obs["array_row"], obs["array_col"] = spots["y"], spots["x"]
-    for column in ("label", "published_cluster", "published_annotation"):
-        if categories := sorted(spots[column].dropna().unique()):
-            obs[column] = pd.Categorical(spots[column], categories=categories)
-    counts = sparse.vstack([_spread(section, genes) for section in sections], format="csr")
-    adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=genes))
-    adata.obsm[keys.SPATIAL] = np.vstack([section.pixels for section in sections])
-    adata.varm["measured"] = pd.DataFrame({s.name: genes.isin(s.genes) for s in sections}, index=genes)
-    return adata
-
-
-def _spread(section: _Section, genes: pd.Index) -> sparse.csr_matrix:
-    """The counts of a section over more genes than its own."""
-    counts = section.counts
-    columns = genes.get_indexer(section.genes).astype(np.int32)[counts.indices]
-    spread = sparse.csr_matrix((counts.data, columns, counts.indptr), (counts.shape[0], len(genes)))
-    spread.sort_indices()
-    return spread
-
-
-def _spatial_entry(section: _Section, *, image: bool) -> dict[str, Any]:
+def _spatial_entry(name: str, mpp: float, *, image: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "images": {},
-        "scalefactors": {"spot_diameter_fullres": SPOT_UM / section.mpp},
-        "metadata": {"mpp": section.mpp, **METADATA},
+        "scalefactors": {"spot_diameter_fullres": SPOT_UM / mpp},
+        "metadata": {"mpp": mpp, **METADATA},
     }
-    path = _image_path(section.name)
+    path = _image_path(name)
     if image and path is None:
-        logger.info("her2st: section %s has no public image; loaded without one.", section.name)
+        logger.info("her2st: section %s has no public image; loaded without one.", name)
     if image and path is not None:
         file = fetch(DATASET, path)
         entry["images"]["hires"], entry["scalefactors"]["tissue_hires_scalef"] = _thumbnail(file)

@@ -32,7 +32,7 @@ def count_padded(shape: tuple[int, int], centres: np.ndarray, *, window: float) 
     >>> hb.images.count_padded((100, 200), np.array([[150, 50], [195, 50]]), window=20)
     1
     """
-    corners = _corners(centres, window)
+    corners = top_left(centres, window)
     over = (corners < 0) | (corners + window > np.array(shape[::-1]))
     return int(over.any(axis=1).sum())
 
@@ -82,11 +82,12 @@ def iter_patches(
     """
     if size < 1 or batch_size < 1:
         raise DataError(f"size is {size} and batch_size is {batch_size}; expected whole numbers of 1 or more.")
-    corners = _corners(centres, window)
+    corners = top_left(centres, window)
     return _batches(source, corners, window, size, batch_size)
 
 
-def _corners(centres: np.ndarray, window: float) -> np.ndarray:
+def top_left(centres: np.ndarray, window: float) -> np.ndarray:
+    """Top left corners (x, y) of windows, float64: whole numbers where the window is a whole number of pixels."""
     centres = np.asarray(centres, dtype=np.float64)
     if centres.ndim != 2 or centres.shape[1] != 2 or not np.isfinite(centres).all():
         raise DataError(f"centres have shape {centres.shape}; expected n x 2 finite numbers (x, y).")
@@ -103,11 +104,12 @@ def _batches(
         some = corners[start : start + batch_size]
         batch = np.empty((len(some), size, size, 3), np.uint8)
         for patch, corner in zip(batch, some, strict=True):
-            patch[:] = _patch(source, corner, window, size)
+            patch[:] = cut_patch(source, corner, window, size)
         yield batch
 
 
-def _patch(source: PixelSource, corner: np.ndarray, window: float, size: int) -> np.ndarray:
+def cut_patch(source: PixelSource, corner: np.ndarray, window: float, size: int) -> np.ndarray:
+    """One patch, by the top left corner of its window; whole where the window is a whole number of pixels."""
     x, y = (int(v) for v in np.floor(corner))
     right, bottom = (int(v) for v in np.ceil(corner + window))
     pixels = source.read(x, y, right - x, bottom - y)

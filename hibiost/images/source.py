@@ -5,24 +5,42 @@ import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from ..errors import ImageError
 
+if TYPE_CHECKING:
+    from .lazy import LazyArray
+
 WHITE = 255
-_TILE_CACHE = 2**28  # bytes of decoded TIFF tiles kept per open image
-_BAND = 2**24  # pixels converted at a time
-_MAPPED_TILE = (1024, 1024)
+TILE_CACHE = 2**28
+"""Bytes of decoded tiles kept per open image."""
+BAND = 2**24
+"""Pixels converted at a time."""
 _PILLOW: dict[bytes, type[JpegImageFile | PngImageFile]] = {b"\xff\xd8\xff": JpegImageFile, b"\x89PN": PngImageFile}
 _TIFF = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
+_OPENSLIDE = (".czi", ".dcm", ".mrxs", ".vms", ".vmu")
+"""Slides that are no TIFF files; that of MIRAX (``.mrxs``) is a small JPEG beside its folder."""
+_NO_IMAGES = {
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "an XML text",
+    b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
+}
+"""What is found in place of an image after a failed download."""
 _8_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+SIXTEEN_BITS = (
+    "has 16-bit pixels; expected 8 bits. Which value is white is not told by the file (65535, 4095, ...): scale it "
+    "yourself, as in tifffile.imwrite('8bit.tif', (tifffile.imread(path) * (255 / white)).astype('uint8'))."
+)
 _UNREADABLE = (
     EOFError,
     IndexError,
@@ -48,6 +66,8 @@ class PixelSource(ABC):
 
     height: int
     width: int
+    tile_rows: int = 1024
+    """Rows that are cheaply read together."""
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Pixels of a window; what lies outside the image is white.
@@ -76,6 +96,20 @@ class PixelSource(ABC):
             window[top - y : bottom - y, left - x : right - x] = pixels
         return window
 
+    def reduced(self, width: int, height: int) -> AbstractContextManager[PixelSource]:
+        """The smallest version of the image that the file gives cheaply, of at least some size; else the image itself.
+
+        Parameters
+        ----------
+        width, height
+            Size in pixels; at most that of the image.
+
+        Returns
+        -------
+        A context manager that yields a source; leaving it closes that source, but never this one.
+        """
+        return nullcontext(self)
+
     @abstractmethod
     def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
         """RGB pixels of a window that lies inside the image."""
@@ -93,20 +127,59 @@ class PixelSource(ABC):
         self.close()
 
 
-def open_image(source: str | os.PathLike[str] | np.ndarray) -> PixelSource:
+class TiledSource(PixelSource):
+    """An image that is decoded by tiles, of which ``TILE_CACHE`` bytes (or one, if that is larger) are kept."""
+
+    def _set_tiles(self, shape: tuple[int, int]) -> None:
+        """Height and width of the tiles; to be called when the image is opened."""
+        self._tile_shape = shape
+        self.tile_rows = shape[0]
+        self._tile = lru_cache(max(1, TILE_CACHE // (3 * shape[0] * shape[1])))(self._decode_tile)
+
+    @abstractmethod
+    def _decode(self, rows: slice, columns: slice) -> np.ndarray:
+        """RGB pixels of a tile; one at the far edges may reach beyond the image and comes back smaller."""
+
+    def _decode_tile(self, i: int, j: int) -> np.ndarray:
+        height, width = self._tile_shape
+        return self._decode(slice(i * height, (i + 1) * height), slice(j * width, (j + 1) * width))
+
+    def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
+        height, width = self._tile_shape
+        window = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
+        for i in range(rows.start // height, (rows.stop - 1) // height + 1):
+            top, bottom = max(rows.start, i * height), min(rows.stop, (i + 1) * height)
+            for j in range(columns.start // width, (columns.stop - 1) // width + 1):
+                left, right = max(columns.start, j * width), min(columns.stop, (j + 1) * width)
+                window[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = (
+                    self._tile(i, j)[top - i * height : bottom - i * height, left - j * width : right - j * width]
+                )
+        return window
+
+    def close(self) -> None:
+        """Give back the tiles."""
+        self._tile.cache_clear()
+
+
+def open_image(source: str | os.PathLike[str] | np.ndarray | LazyArray) -> PixelSource:
     """Open an image for reading windows of pixels; only its header is read.
 
     A JPEG or PNG is decoded once, at the first window that is read, and kept until it is closed: 3 bytes a pixel, and
-    about 7 while decoding. A TIFF is read by tiles or strips, of which up to 256 MiB are kept decoded (a strip that is
-    larger, whole), or memory-mapped where it is not compressed; of a pyramid, the largest level is read. Transparency
-    is laid over white, grey is repeated. An orientation tag is not applied: pixels are those of the file, as are
-    coordinates.
+    about 7 while decoding. A TIFF (OME-TIFF, BigTIFF, SVS, a pyramid or not) is read by tiles or strips, of which up to
+    256 MiB are kept decoded (a strip that is larger, whole), or memory-mapped where it is not compressed. NDPI, MRXS,
+    SCN, BIF and other slides are read by OpenSlide, which ``pip install 'hibiost[wsi]'`` installs. Of a pyramid, the
+    largest level is read; of several series, the first.
+
+    Transparency is laid over white, grey is repeated, palettes and 1-bit images are spread, CMYK becomes RGB without
+    colour profile. 16-bit images and stacks of fluorescence channels are refused: which range is black to white, or
+    which channels are red, green and blue, is for you to say. An orientation tag is not applied: pixels are those of
+    the file, as are coordinates.
 
     Parameters
     ----------
     source
-        Path of a JPEG, PNG or TIFF file, or an array (height x width, or x 3 or 4 channels) of uint8, or of floats
-        from 0 to 1.
+        Path of an image file or of the folder of a zarr array, or an array (height x width, or x 3 or 4 channels) of
+        uint8, or of floats from 0 to 1. A zarr or dask array is read by its chunks and may have its channels first.
 
     Returns
     -------
@@ -115,7 +188,8 @@ def open_image(source: str | os.PathLike[str] | np.ndarray) -> PixelSource:
     Raises
     ------
     ImageError
-        The file is absent, truncated or no such image, or the pixels are not 8-bit grey, RGB or RGBA.
+        The file is absent, empty, truncated, a folder or no image, needs OpenSlide, or its pixels are of a kind that
+        is refused.
 
     Examples
     --------
@@ -128,36 +202,72 @@ def open_image(source: str | os.PathLike[str] | np.ndarray) -> PixelSource:
     """
     if isinstance(source, np.ndarray):
         return _ArraySource(source)
+    from . import wsi
+    from .lazy import LazySource, open_zarr
+
+    if not isinstance(source, str | os.PathLike):
+        return LazySource(source)
     path = os.fspath(source)
+    if any(os.path.isfile(os.path.join(path, name)) for name in ("zarr.json", ".zarray", ".zgroup")):
+        return open_zarr(path)
+    head = check_file(path)
+    if path.lower().endswith(_OPENSLIDE):
+        return wsi.OpenSlideSource(path)
+    if head[:4] in _TIFF:
+        from .tiff import open_tiff
+
+        return open_tiff(path)
+    if head[:3] in _PILLOW:
+        return _PillowSource(path, _PILLOW[head[:3]])
+    if wsi.vendor(path) is not None:
+        return wsi.OpenSlideSource(path)
+    raise ImageError(
+        f"{path} is neither a JPEG, a PNG nor a TIFF file, nor a slide known to OpenSlide (it starts with "
+        f"{head[:4]!r}); convert it to one."
+    )
+
+
+def check_file(path: str) -> bytes:
+    """The first bytes of a file, refused where it is absent, empty, a folder or the message of some server."""
     try:
         with open(path, "rb") as file:
-            magic = file.read(4)
+            head = file.read(256)
     except FileNotFoundError as error:
         raise ImageError(f"there is no image file {path}; check the path.") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path} is a folder; expected an image file: name the file in it.") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be opened ({error.strerror}); expected a readable image file.") from error
-    if magic in _TIFF:
-        return _TiffSource(path)
-    if magic[:3] in _PILLOW:
-        return _PillowSource(path, _PILLOW[magic[:3]])
-    raise ImageError(f"{path} is neither a JPEG, a PNG nor a TIFF file (it starts with {magic!r}); convert it to one.")
+    if not head:
+        raise ImageError(f"{path} is empty (0 bytes); expected an image file: fetch it again.")
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for start, kind in _NO_IMAGES.items():
+        if text.startswith(start):
+            raise ImageError(f"{path} is no image but {kind}: its download failed; fetch it again.")
+    return head
+
+
+def is_tiff(path: str) -> bool:
+    """Whether a file starts as a TIFF file does."""
+    return check_file(path)[:4] in _TIFF
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
+def reading(path: str, *unreadable: type[Exception]) -> Iterator[None]:
     """Turn whatever a decoder raises into an error that names the file."""
+    expected: tuple[type[Exception], ...] = (*_UNREADABLE, *unreadable)
     try:
         yield
     except ImageError:
         raise
-    except _UNREADABLE as error:
+    except expected as error:
         raise ImageError(
             f"{path} cannot be read ({type(error).__name__}: {error}); it is truncated, damaged or of an unsupported "
             "kind: fetch it again, or save it anew as an 8-bit RGB JPEG, PNG or TIFF."
         ) from error
 
 
-def _rgb(pixels: np.ndarray) -> np.ndarray:
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
     """RGB of uint8 grey, RGB or RGBA pixels, transparency laid over white."""
     if pixels.ndim == 2:
         return np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
@@ -185,7 +295,7 @@ class _ArraySource(PixelSource):
             raise ImageError(
                 f"the image array has dtype {pixels.dtype}; expected uint8, or floats from 0 to 1: convert it to uint8."
             )
-        self._array = _rgb(pixels)
+        self._array = to_rgb(pixels)
         self.height, self.width = pixels.shape[:2]
 
     def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
@@ -201,98 +311,36 @@ class _PillowSource(PixelSource):
     def __init__(self, path: str, plugin: type[JpegImageFile | PngImageFile]) -> None:
         self._path, self._plugin = path, plugin
         self._array: np.ndarray | None = None
-        with _reading(path), plugin(path) as image:
+        with reading(path), plugin(path) as image:
+            if image.mode.startswith("I"):
+                raise ImageError(f"{path} {SIXTEEN_BITS}")
             if image.mode not in _8_BIT:
                 raise ImageError(f"{path} has pixels of mode {image.mode!r}; expected 8 bits: convert it to 8-bit RGB.")
             self.width, self.height = image.size
 
+    def reduced(self, width: int, height: int) -> AbstractContextManager[PixelSource]:
+        """A JPEG decoded at 1/2, 1/4 or 1/8 of its size."""
+        with reading(self._path), self._plugin(self._path) as image:
+            if image.draft(image.mode, (width, height)) is None or image.size == (self.width, self.height):
+                return nullcontext(self)
+            return _ArraySource(_decode(image))
+
     def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
         if self._array is None:
-            self._array = self._decode()
+            with reading(self._path), self._plugin(self._path) as image:
+                self._array = _decode(image)
         return self._array[rows, columns]
 
-    def _decode(self) -> np.ndarray:
-        array = np.empty((self.height, self.width, 3), np.uint8)
-        band = max(1, _BAND // self.width)
-        with _reading(self._path), self._plugin(self._path) as image:
-            mode = "RGBA" if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else "RGB"
-            for top in range(0, self.height, band):
-                bottom = min(top + band, self.height)
-                array[top:bottom] = _rgb(np.asarray(image.crop((0, top, self.width, bottom)).convert(mode)))
-        return array
-
     def close(self) -> None:
         self._array = None
 
 
-class _TiffSource(PixelSource):
-    """Level 0 of the first series of a TIFF, memory-mapped or read by tiles through zarr."""
-
-    def __init__(self, path: str) -> None:
-        import tifffile
-        import zarr
-
-        self._path = path
-        with _reading(path), ExitStack() as stack:
-            file = stack.enter_context(tifffile.TiffFile(path))
-            level = file.series[0].levels[0]
-            _check_tiff(path, level, file.filehandle.size)
-            self._channels_first = level.axes[0] in "CS"
-            self.height, self.width = level.shape[1:] if self._channels_first else level.shape[:2]
-            self._array: Any
-            if level.dataoffset is not None:
-                self._array, tile = tifffile.memmap(path, mode="r"), _MAPPED_TILE
-            else:
-                self._array = zarr.open_array(stack.enter_context(level.aszarr(level=0, fillvalue=WHITE)), mode="r")
-                tile = self._array.chunks[1:] if self._channels_first else self._array.chunks[:2]
-            self._tile_shape: tuple[int, int] = tile
-            self._tile = lru_cache(max(1, _TILE_CACHE // (3 * tile[0] * tile[1])))(self._decode)
-            self._stack = stack.pop_all()
-
-    def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
-        height, width = self._tile_shape
-        window = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
-        for i in range(rows.start // height, (rows.stop - 1) // height + 1):
-            top, bottom = max(rows.start, i * height), min(rows.stop, (i + 1) * height)
-            for j in range(columns.start // width, (columns.stop - 1) // width + 1):
-                left, right = max(columns.start, j * width), min(columns.stop, (j + 1) * width)
-                window[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = (
-                    self._tile(i, j)[top - i * height : bottom - i * height, left - j * width : right - j * width]
-                )
-        return window
-
-    def _decode(self, i: int, j: int) -> np.ndarray:
-        height, width = self._tile_shape
-        rows, columns = slice(i * height, (i + 1) * height), slice(j * width, (j + 1) * width)
-        with _reading(self._path):
-            if self._channels_first:
-                return _rgb(np.moveaxis(np.asarray(self._array[:, rows, columns]), 0, -1))
-            return _rgb(np.asarray(self._array[rows, columns]))
-
-    def close(self) -> None:
-        self._array = None
-        self._tile.cache_clear()
-        self._stack.close()
-
-
-def _check_tiff(path: str, level: Any, size: int) -> None:
-    """Refuse by the header what is truncated or no 8-bit grey, RGB or RGBA image."""
-    from tifffile import COMPRESSION, PHOTOMETRIC
-
-    channels = dict(zip(level.axes, level.shape, strict=True))
-    shaped = level.axes == "YX" or (
-        level.axes in ("YXS", "SYX", "CYX") and channels.get("S", channels.get("C")) in (3, 4)
-    )
-    colour = level.keyframe.photometric
-    known = colour in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB) or (
-        colour == PHOTOMETRIC.YCBCR and level.keyframe.compression == COMPRESSION.JPEG
-    )
-    if not shaped or level.dtype != np.uint8 or not known:
-        raise ImageError(
-            f"{path} holds {level.dtype} pixels of shape {level.shape} (axes {level.axes}, {colour!r}); expected one "
-            "8-bit grey, RGB or RGBA image: convert it to 8-bit RGB."
-        )
-    pages = [page for page in level.pages if page is not None]
-    end = max(offset + n for page in pages for offset, n in zip(page.dataoffsets, page.databytecounts, strict=True))
-    if end > size:
-        raise ImageError(f"{path} is truncated: it has {size} bytes, its header tells of {end}; fetch it again.")
+def _decode(image: Image.Image) -> np.ndarray:
+    """RGB of all pixels, converted in bands: 3 bytes a pixel beside Pillow's 4."""
+    array = np.empty((image.height, image.width, 3), np.uint8)
+    band = max(1, BAND // image.width)
+    mode = "RGBA" if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else "RGB"
+    for top in range(0, image.height, band):
+        bottom = min(top + band, image.height)
+        array[top:bottom] = to_rgb(np.asarray(image.crop((0, top, image.width, bottom)).convert(mode)))
+    return array

@@ -1,6 +1,8 @@
 """What the verbs read from an AnnData, validated; and how they leave their parameters behind."""
 
 from ._counts import (
+    check_counts,
+    check_genes,
     check_spots,
     counts,
     log_expression,
@@ -10,22 +12,31 @@ from ._counts import (
     slide_metadata,
     slot,
 )
-from ._measured import slide_counts
-from ._slides import Slide, coordinates, libraries, numbered_patches, slides
+from ._measured import slide_counts, spots_by_word
+from ._overview import overview
+from ._sdata import is_spatialdata, takes_spatialdata
+from ._slides import Slide, coordinates, half_pitch, libraries, numbered_patches, slides
 
 __all__ = [
     "Slide",
+    "check_counts",
+    "check_genes",
     "check_spots",
     "coordinates",
     "counts",
+    "half_pitch",
+    "is_spatialdata",
     "libraries",
     "log_expression",
     "median_total",
     "numbered_patches",
+    "overview",
     "record",
     "representation",
     "slide_counts",
     "slide_metadata",
     "slides",
     "slot",
+    "spots_by_word",
+    "takes_spatialdata",
 ]

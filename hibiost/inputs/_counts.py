@@ -17,7 +17,9 @@ def check_spots(adata: AnnData) -> None:
     if not hasattr(adata, "obsm"):
         raise DataError(f"expected an AnnData, found {type(adata).__name__}.")
     if adata.n_obs == 0:
-        raise DataError("the AnnData holds no spots (n_obs = 0); was it filtered too hard?")
+        slide_alone = adata.n_vars == 0 and keys.SPATIAL in adata.uns
+        hint = "hb.pp.grid(adata) places them on the tissue." if slide_alone else "was it filtered too hard?"
+        raise DataError(f"the AnnData holds no spots (n_obs = 0); {hint}")
 
 
 def counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
@@ -31,14 +33,7 @@ def counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
         ``layer`` is not there.
     """
     check_spots(adata)
-    if adata.n_vars == 0:
-        raise DataError("the AnnData holds no genes (n_vars = 0).")
-    if not adata.var_names.is_unique:
-        twice = adata.var_names[adata.var_names.duplicated()].unique()
-        raise DataError(
-            f"{len(twice)} gene names occur more than once (for example {list(map(str, twice[:3]))}); "
-            "call adata.var_names_make_unique() or sum them first."
-        )
+    check_genes(adata)
     if layer is not None and layer not in adata.layers:
         raise MissingSlotError(
             f"no layer {layer!r}; the layers are {list(adata.layers)}.{nearest(layer, adata.layers)}"
@@ -51,11 +46,24 @@ def counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
-    _check_counts(matrix.data, where)
+    check_counts(matrix.data, where)
     return matrix
 
 
-def _check_counts(values: np.ndarray, where: str) -> None:
+def check_genes(adata: AnnData) -> None:
+    """Refuse an AnnData without genes, or with a gene name that occurs twice."""
+    if adata.n_vars == 0:
+        raise DataError("the AnnData holds no genes (n_vars = 0).")
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        raise DataError(
+            f"{len(twice)} gene names occur more than once (for example {list(map(str, twice[:3]))}); "
+            "call adata.var_names_make_unique() or sum them first."
+        )
+
+
+def check_counts(values: np.ndarray, where: str) -> None:
+    """Refuse values that are no raw counts; ``where`` names them."""
     hint = "hibiost needs raw counts: name the layer that holds them with layer=."
     if values.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {values.dtype}; {hint}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from scipy import sparse
 
 from .. import keys
 from ..errors import DataError
+from ..genes.vocabulary import metadata_words
+from ._counts import slide_metadata
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,3 +43,11 @@ def slide_counts(
     for library, rows in slides.items():
         mask = measured[library].to_numpy(dtype=bool)
         yield names[mask], counts[rows][:, mask]
+
+
+def spots_by_word(adata: AnnData, slides: dict[str, np.ndarray]) -> Counter[str]:
+    """Number of spots that bear each metadata word, as :meth:`hibiost.genes.Vocabulary.fit` takes them."""
+    spots: Counter[str] = Counter()
+    for library, rows in slides.items():
+        spots.update(dict.fromkeys(metadata_words(slide_metadata(adata, library)), len(rows)))
+    return spots

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,24 @@ import pandas as pd
 
 from .. import keys
 from ..errors import DataError, ImageError, MissingSlotError, nearest
-from ..images import PixelSource, count_padded, iter_patches, open_image
+from ..images import PatchFile, PixelSource, count_padded, iter_patches, open_image
 from ..settings import logger
 from ._counts import check_spots
+from ._stored import stored_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from ..images.lazy import LazyArray
+
+_CORNER = 0.25
+"""Part of the image's sides: spots that all lie within are told."""
+_FEW = 10
+"""So few spots may lie anywhere."""
+_ARRAY = 200
+"""Arrays have fewer columns and rows, binned ones aside: whole numbers below are places on one."""
+_XY = f"adata.obsm[{keys.SPATIAL!r}]"
+_MICROMETRES = f"The coordinates look like micrometres: set {_XY} = {_XY} / {{mpp:.6g}}, the micrometres of a pixel."
 
 
 def coordinates(adata: AnnData) -> np.ndarray:
@@ -84,7 +97,7 @@ def libraries(adata: AnnData, library_key: str = keys.LIBRARY) -> dict[str, np.n
 
 @dataclass(frozen=True, eq=False)
 class Slide:
-    """One slide of an AnnData: its spots and its image.
+    """One slide of an AnnData: its spots and its image or patch file.
 
     Attributes
     ----------
@@ -97,26 +110,45 @@ class Slide:
     mpp
         Micrometres per full-resolution pixel, where known.
     image
-        Path or pixels.
+        Path or pixels; ``None`` where there is a patch file only.
     scale
         Pixels of ``image`` per full-resolution pixel: 1 for the full-resolution image.
+    patches
+        Path of the patch file, where there is one.
+    names
+        Barcode of each spot of the AnnData.
     """
 
     library_id: str
     rows: np.ndarray
     xy: np.ndarray
     mpp: float | None
-    image: str | np.ndarray
+    image: str | np.ndarray | LazyArray | None
     scale: float
+    patches: str | None
+    names: pd.Index
+
+    @property
+    def barcodes(self) -> pd.Index:
+        """Barcode of each of its spots."""
+        return self.names[self.rows]
 
     def open(self) -> PixelSource:
         """Open the image; only its header is read."""
+        if self.image is None:
+            raise ImageError(
+                f"slide {self.library_id!r} has patches only, no image; set "
+                f"{_slot(self.library_id, 'metadata', 'source_image_path')} to the path of its image."
+            )
         return open_image(self.image)
 
     def iter_patches(
         self, *, size: int = 224, mpp: float | None = None, output: int | None = None, batch_size: int = 64
     ) -> Iterator[np.ndarray]:
         """Patches around the spots, in batches, in the order of ``rows``; see :func:`hibiost.images.iter_patches`.
+
+        They are read from the patch file where it holds them as they would be cut from the image, or where there is
+        no image.
 
         Parameters
         ----------
@@ -132,14 +164,19 @@ class Slide:
         Raises
         ------
         DataError
-            ``mpp`` is asked for and the slide's own is unknown, or an argument is not positive.
+            ``mpp`` is asked for and the slide's own is unknown, an argument is not positive, or there is a patch file
+            only and it does not hold these patches.
         """
         delivered = size if output is None else output
         if min(size, delivered, batch_size) < 1:
             raise DataError(
                 f"size is {size}, output {delivered} and batch_size {batch_size}; expected whole numbers of 1 or more."
             )
-        window = self._window(size, mpp)
+        full_resolution = self.window(size, mpp)
+        stored = stored_rows(self, window=full_resolution, size=delivered)
+        if stored is not None:
+            return self._stored(stored, window=full_resolution, size=delivered, batch_size=batch_size)
+        window = round(full_resolution * self.scale, 6)
         with self.open() as source:
             padded = count_padded((source.height, source.width), self.xy * self.scale, window=window)
         logger.log(
@@ -155,10 +192,17 @@ class Slide:
         with self.open() as source:
             yield from iter_patches(source, self.xy * self.scale, **options)
 
-    def _window(self, size: int, mpp: float | None) -> float:
-        """Side of a patch in pixels of the image; rounded, so that 0.3 / 0.1 of a whole number is a whole number."""
+    def _stored(self, rows: np.ndarray, **options: Any) -> Iterator[np.ndarray]:
+        with PatchFile(str(self.patches)) as file:
+            yield from file.iter_patches(rows, self.xy, **options)
+
+    def window(self, size: int, mpp: float | None = None) -> float:
+        """Side in full-resolution pixels of a patch of ``size`` pixels of ``mpp`` micrometres.
+
+        Rounded, so that 0.3 / 0.1 of a whole number is a whole number.
+        """
         if mpp is None:
-            return round(size * self.scale, 6)
+            return float(size)
         if not 0 < mpp < np.inf:
             raise DataError(f"mpp is {mpp}; expected micrometres per pixel, a positive number such as 0.5.")
         if self.mpp is None:
@@ -167,25 +211,34 @@ class Slide:
                 f"{self.library_id!r} is unknown; set {_slot(self.library_id, 'metadata', 'mpp')} = ..., "
                 "micrometres per full-resolution pixel, or leave out mpp=."
             )
-        return round(size * (mpp / self.mpp) * self.scale, 6)
+        return round(size * (mpp / self.mpp), 6)
 
 
 def slides(adata: AnnData, library_key: str = keys.LIBRARY) -> list[Slide]:
     """The slides of an AnnData in order of first appearance, checked by opening the header of each image.
 
-    The image is ``uns["spatial"][library_id]["metadata"]["source_image_path"]``; without one, the reduced
-    ``["images"]["hires"]`` is read at its ``tissue_hires_scalef``, with a warning where that is below 1.
+    The image is ``uns["spatial"][library_id]["metadata"]["source_image_path"]`` or the full-resolution array
+    ``["images"]["fullres"]``; without one, the patch file ``["metadata"]["patches_path"]`` is read, or else the reduced
+    ``["images"]["hires"]`` at its ``tissue_hires_scalef``, with a warning where that is below 1. Spots are found in a
+    patch file by ``obs["barcode"]``, or by their names where there is no such column.
 
     Raises
     ------
     MissingSlotError
         No coordinates, or slides that cannot be told apart.
     ImageError
-        A slide has no image, or one that cannot be opened.
+        A slide has neither image nor patch file, or one that cannot be opened.
     DataError
         Spots lie outside the image, or a pixel size or scale factor is not a positive number.
+
+    Warns
+    -----
+    UserWarning
+        All spots lie in the top left corner of the image, as micrometres and places on the array do; or only a reduced
+        image is there.
     """
     xy = coordinates(adata)
+    names = pd.Index(adata.obs[keys.BARCODE].astype(str)) if keys.BARCODE in adata.obs else adata.obs_names
     found = []
     for library_id, rows in libraries(adata, library_key).items():
         entry = adata.uns.get(keys.SPATIAL, {}).get(library_id, {})
@@ -193,12 +246,17 @@ def slides(adata: AnnData, library_key: str = keys.LIBRARY) -> list[Slide]:
         mpp = entry.get("metadata", {}).get("mpp")
         if mpp is not None:
             mpp = _positive(mpp, _slot(library_id, "metadata", "mpp"))
-        slide = Slide(library_id, rows, xy[rows], mpp, image, scale)
+        patches = entry.get("metadata", {}).get("patches_path")
         try:
-            with slide.open() as source:
-                _check_inside(slide, source)
+            if image is None:
+                with PatchFile(patches) as file:
+                    mpp = file.pixel_size if mpp is None else mpp
+            slide = Slide(library_id, rows, xy[rows], mpp, image, scale, patches, names)
+            if image is not None:
+                with slide.open() as source:
+                    _check_inside(slide, source)
         except ImageError as error:
-            raise ImageError(f"slide {library_id!r}: {error} The image is named in {where}; mend it there.") from error
+            raise ImageError(f"slide {library_id!r}: {error} It is named in {where}; mend it there.") from error
         found.append(slide)
     return found
 
@@ -222,22 +280,34 @@ def _numbered(streams: list[tuple[np.ndarray, Iterator[np.ndarray]]]) -> Iterato
             start += len(batch)
 
 
-def _image(entry: dict[str, Any], library_id: str) -> tuple[str | np.ndarray, float, str]:
-    """Image, its scale and the slot that names it, of an entry of ``uns["spatial"]``."""
+def _image(entry: dict[str, Any], library_id: str) -> tuple[str | np.ndarray | LazyArray | None, float, str]:
+    """Image, its scale and the slot that names it, of an entry of ``uns["spatial"]``; of a patch file only its slot.
+
+    A patch file goes before a reduced image, and before an image that is not on this machine.
+    """
     path_slot = _slot(library_id, "metadata", "source_image_path")
     path = entry.get("metadata", {}).get("source_image_path")
-    if path is not None:
+    patched = entry.get("metadata", {}).get("patches_path") is not None
+    if path is not None and not (patched and not os.path.exists(path)):
         return str(path), 1.0, path_slot
+    fullres = entry.get("images", {}).get("fullres")
+    if fullres is not None:
+        return fullres, 1.0, _slot(library_id, "images", "fullres")
     hires = entry.get("images", {}).get("hires")
     scale = entry.get("scalefactors", {}).get("tissue_hires_scalef")
-    if hires is None or scale is None:
+    reduced = True
+    if hires is not None and scale is not None:
+        scale = _positive(scale, _slot(library_id, "scalefactors", "tissue_hires_scalef"))
+        reduced = scale < 0.999
+    elif not patched:
         raise ImageError(
-            f"no image and no patches for slide {library_id!r}: expected {path_slot} (a JPEG, PNG or TIFF file) or "
-            "['images']['hires'] with ['scalefactors']['tissue_hires_scalef'] beside it; set the path of the "
-            "full-resolution image there."
+            f"no image and no patches for slide {library_id!r}: expected {path_slot} (a JPEG, PNG or TIFF file), "
+            "['metadata']['patches_path'] (of hb.pp.extract_patches, or HEST's) or ['images']['hires'] with "
+            "['scalefactors']['tissue_hires_scalef'] beside it; set the path of the full-resolution image there."
         )
-    scale = _positive(scale, _slot(library_id, "scalefactors", "tissue_hires_scalef"))
-    if scale < 0.999:
+    if patched and reduced:
+        return None, 1.0, _slot(library_id, "metadata", "patches_path")
+    if reduced:
         warnings.warn(
             f"slide {library_id!r} has no full-resolution image: patches are read from images['hires'], at "
             f"{scale:.1%} of the full resolution; set {path_slot} to read the original.",
@@ -245,6 +315,15 @@ def _image(entry: dict[str, Any], library_id: str) -> tuple[str | np.ndarray, fl
             stacklevel=3,
         )
     return np.asarray(hires), scale, _slot(library_id, "images", "hires")
+
+
+def half_pitch(xy: np.ndarray) -> float:
+    """Half the median distance to the nearest spot: the spot diameter where none is recorded."""
+    from scipy.spatial import KDTree
+
+    if len(xy) < 2:
+        return 1.0
+    return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1])) / 2 or 1.0
 
 
 def _check_inside(slide: Slide, source: PixelSource) -> None:
@@ -256,9 +335,48 @@ def _check_inside(slide: Slide, source: PixelSource) -> None:
         raise DataError(
             f"{int(outside.sum())} of {len(xy)} spots of slide {slide.library_id!r} lie outside its image of "
             f"{size[0]} x {size[1]} pixels: x from {left:.1f} to {right:.1f}, y from {top:.1f} to {bottom:.1f} in "
-            f"pixels of the image. Are obsm[{keys.SPATIAL!r}] and the image of different resolution, or x and y "
-            "swapped?"
+            f"pixels of the image. {_why_outside(slide, xy, size)}"
         )
+    if len(xy) >= _FEW and (xy < np.array(size) * _CORNER).all():
+        warnings.warn(
+            f"all {len(xy)} spots of slide {slide.library_id!r} lie in the top left corner of its image of "
+            f"{size[0]} x {size[1]} pixels: x up to {xy[:, 0].max():.1f}, y up to {xy[:, 1].max():.1f}. "
+            f"{_why_in_corner(slide, xy, size)}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _why_outside(slide: Slide, xy: np.ndarray, size: tuple[int, int]) -> str:
+    """The likely reason for spots outside the image, and what mends it."""
+    if _micrometres(slide, xy, size):
+        return _MICROMETRES.format(mpp=slide.mpp)
+    if ((xy[:, ::-1] >= 0) & (xy[:, ::-1] < size)).all():
+        return f"x and y look swapped: set {_XY} = {_XY}[:, ::-1]."
+    return (
+        f"Are obsm[{keys.SPATIAL!r}] and the image of different resolution, is it in micrometres instead of pixels, or "
+        "are x and y swapped?"
+    )
+
+
+def _why_in_corner(slide: Slide, xy: np.ndarray, size: tuple[int, int]) -> str:
+    """The likely reason for spots in a corner of the image, and what mends it."""
+    if (slide.xy == np.rint(slide.xy)).all() and slide.xy.max() < _ARRAY:
+        return f"The coordinates look like places on the array; set {_XY} to pixels of the full-resolution image."
+    if _micrometres(slide, xy, size):
+        return _MICROMETRES.format(mpp=slide.mpp)
+    return (
+        f"Do the coordinates look like micrometres, or like pixels of a reduced image? Multiply {_XY} by the pixels in "
+        "each of their units."
+    )
+
+
+def _micrometres(slide: Slide, xy: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether the spots, taken for micrometres, fit the image."""
+    if slide.mpp is None:
+        return False
+    pixels = xy / slide.mpp
+    return bool(((pixels >= 0) & (pixels < size)).all() and (pixels.max(axis=0) >= np.array(size) * _CORNER).any())
 
 
 def _positive(value: Any, where: str) -> float:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from ..genes.vocabulary import metadata_words as metadata_words
+
 PAD, START, END = 0, 1, 2
 """Ids of the special tokens; metadata tokens follow, then the genes in the order of the vocabulary."""
-
-METADATA = ("species", "organ", "disease_state", "st_technology")
-"""Slide metadata that become tokens, in the order in which they stand in a sentence (HEST-1k's names)."""
-
-
-def metadata_words(metadata: Mapping[str, object]) -> list[str]:
-    """The metadata words of a slide, such as ``"organ:breast"``; absent entries give none."""
-    return [f"{key}:{str(metadata[key]).strip().casefold()}" for key in METADATA if metadata.get(key)]
 
 
 class SentenceTokenizer:

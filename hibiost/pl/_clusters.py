@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _LEGEND_ROWS = 18
 
 
+@inputs.takes_spatialdata
 def spatial_clusters(
     adata: AnnData,
     *,

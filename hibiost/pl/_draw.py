@@ -72,17 +72,8 @@ def _section(
     diameter = factors.get("spot_diameter_fullres")
     scale = factors.get(f"tissue_{img_key}_scalef")
     image = None if scale is None or img_key not in images else np.asarray(images[img_key])
-    diameter = _half_pitch(xy) if diameter is None else float(diameter)
+    diameter = inputs.half_pitch(xy) if diameter is None else float(diameter)
     return Section(library, rows, xy, diameter, image, 1.0 if scale is None else float(scale))
-
-
-def _half_pitch(xy: NDArray[np.float64]) -> float:
-    """Half the median distance to the nearest spot: the spot diameter where none is recorded."""
-    from scipy.spatial import KDTree
-
-    if len(xy) < 2:
-        return 1.0
-    return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1])) / 2 or 1.0
 
 
 def axes_for(

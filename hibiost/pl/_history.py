@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WIDTH = 3.0
 
 
+@inputs.takes_spatialdata
 def region_history(
     adata: AnnData,
     *,

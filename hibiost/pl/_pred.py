@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@inputs.takes_spatialdata
 def spatial_pred(
     adata: AnnData,
     *,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@inputs.takes_spatialdata
 def pathway_overlap(
     adata: AnnData,
     gene_sets: str | os.PathLike[str] | Mapping[str, Iterable[str]] = "reactome",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@inputs.takes_spatialdata
 def tfidf_sentences(
     adata: AnnData,
     *,

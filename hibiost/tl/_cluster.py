@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@inputs.takes_spatialdata
 def cluster(
     adata: AnnData,
     *,

@@ -20,6 +20,7 @@ SAME_SCALE = 1.25
 """Slides whose pixel size differs from that of training by a larger factor are told."""
 
 
+@inputs.takes_spatialdata
 def embed(
     adata: AnnData,
     *,

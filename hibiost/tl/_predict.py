@@ -22,6 +22,7 @@ METHODS = ("retrieval",)
 TARGETS = ("raw", "normalized")
 
 
+@inputs.takes_spatialdata
 def predict(
     adata: AnnData,
     reference: AnnData,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,6 +18,8 @@ from .._random import seed as as_seed
 from ..errors import DataError
 from ..genes import GeneSets, Vocabulary, overlap_coefficients
 from ..genes.overlap import report_overlaps
+from ..genes.vocabulary import metadata_words
+from ..io import Corpus
 from ..settings import logger, settings
 from ._resolve import new_sentences, resolve_device
 
@@ -27,8 +30,9 @@ if TYPE_CHECKING:
     from ..train import PathwayAnchors, Recipe
 
 
+@inputs.takes_spatialdata
 def pretrain(
-    adata: AnnData | Sequence[AnnData],
+    adata: AnnData | Corpus | str | os.PathLike[str] | Sequence[AnnData | str | os.PathLike[str]],
     *,
     image_encoder: str | ModelConfig = "ViT-B-16",
     epochs: int | None = None,
@@ -50,12 +54,16 @@ def pretrain(
     ``L_s + lambda2 L_p + lambda3 L_R`` (eq 14): every ablation of the paper is one entry of ``recipe``.
 
     Slides are decoded one after the other into a temporary file of n_spots x image_size^2 x 3 bytes (in ``TMPDIR``);
-    memory holds the counts, one decoded slide and one batch.
+    memory holds the sentences (about 2 kB a spot), one decoded slide and one batch, and the counts: those of AnnData in
+    memory, or those of one slide, as files are read slide by slide (with the workers of dask, see
+    :meth:`hibiost.io.Corpus.map`), once for the vocabulary and once for the sentences.
 
     Parameters
     ----------
     adata
-        One AnnData, of one or several slides, or a list of them.
+        One AnnData, of one or several slides, or a list of them; or files: a folder in HEST's layout, a list of such
+        folders, ``.h5ad`` and ``.zarr``, or a :class:`hibiost.io.Corpus` (which may be a selection, and names its
+        ``layer`` and ``library_key`` itself). All files are checked first.
     image_encoder
         A preset, see :func:`hibiost.model.presets`, or a configuration.
     epochs
@@ -82,7 +90,7 @@ def pretrain(
     Returns
     -------
     The model, with vocabulary, idf and ``training_info`` (parameters, slides, the terms of the loss per epoch, renewals
-    of the regions); ``model.save(folder)`` keeps it. Where regions were found, each AnnData gets
+    of the regions); ``model.save(folder)`` keeps it. Where regions were found, each AnnData in memory gets
 
     ``obsm["region_history"]``
         DataFrame, int32, n_obs x renewals: the region of each spot, numbered from 0 on within its slide; columns are
@@ -94,8 +102,9 @@ def pretrain(
     Raises
     ------
     DataError
-        Counts that are none, spots outside their image, sentences longer than the model's context, gene sets that share
-        no genes with the data, an unknown training value, or fewer than two spots with a sentence.
+        Files that cannot be used (all problems of all files are listed), counts that are none, spots outside their
+        image, sentences longer than the model's context, gene sets that share no genes with the data, an unknown
+        training value, or fewer than two spots with a sentence.
     MissingSlotError
         No coordinates, or no such layer.
     ImageError
@@ -119,18 +128,18 @@ def pretrain(
 
     config, values = _configuration(image_encoder, epochs, recipe, mpp)
     device, seed = resolve_device(device), as_seed(rng)
-    adatas = list(adata) if isinstance(adata, Sequence) else [adata]
-    if not adatas:
-        raise DataError("no AnnData to train on; the list is empty.")
+    adatas = _sources(adata, layer, library_key)
+    if isinstance(adatas, Corpus):
+        layer, library_key = adatas.layer, adatas.library_key
     gene_sets = datasets.gene_sets(pathways) if pathways is not None and values.lambda2 > 0 else None
     _tell_levels(values, gene_sets)
-    corpus = (inputs.slide_counts(a, inputs.counts(a, layer), inputs.libraries(a, library_key)) for a in adatas)
-    vocabulary = Vocabulary.fit(chain.from_iterable(corpus), min_spots=values.min_spots)
-    slides = [inputs.slides(a, library_key) for a in adatas]
+    vocabulary = _vocabulary(adatas, values.min_spots, layer, library_key)
     options: Any = {"n_genes": values.n_genes, "selection": values.selection, "layer": layer}
-    sentences = [new_sentences(a, vocabulary, library_key=library_key, **options) for a in adatas]
-    words = _metadata(adatas, library_key)
-    model = HibioModel(config, vocabulary, metadata=sorted(set(chain.from_iterable(words.values()))), rng=seed)
+    options |= {"vocabulary": vocabulary, "library_key": library_key}
+    each = adatas.map(_parts, **options) if isinstance(adatas, Corpus) else (_parts(a, **options) for a in adatas)
+    slides, sentences, of_slides = zip(*each, strict=True)
+    words = {(number, slide): found for number, part in enumerate(of_slides) for slide, found in part.items()}
+    model = HibioModel(config, vocabulary, metadata=list(vocabulary.metadata), rng=seed)
     _check_length(model, values.n_genes, words)
     spots = _spots(slides, sentences)
     values = values.updated({"batch_size": min(values.batch_size, len(spots.sentences))})
@@ -163,7 +172,7 @@ def pretrain(
         "history": history,
         "regions": renewals,
     }
-    if regions is not None and renewals:
+    if regions is not None and renewals and not isinstance(adatas, Corpus):
         _write_history(adatas, spots, regions.history, values)
     return model.to(device).eval()
 
@@ -194,14 +203,37 @@ def _tell_levels(recipe: Recipe, gene_sets: GeneSets | None) -> None:
         )
 
 
-def _metadata(adatas: Sequence[AnnData], library_key: str) -> dict[tuple[int, str], list[str]]:
-    from ..model.tokens import metadata_words
+def _sources(adata: Any, layer: str | None, library_key: str) -> list[AnnData] | Corpus:
+    """AnnData as they are; files as a corpus, checked, of which one slide is in memory at a time."""
+    several = [adata] if isinstance(adata, str | os.PathLike) else adata
+    if isinstance(several, Sequence):
+        if not several:
+            raise DataError("no AnnData to train on; the list is empty.")
+        if not any(isinstance(each, str | os.PathLike) for each in several):
+            return list(several)
+        several = Corpus(several, layer=layer, library_key=library_key)
+    if not isinstance(several, Corpus):
+        return [several]
+    several.check()
+    return several
 
-    return {
-        (number, library): metadata_words(inputs.slide_metadata(adata, library))
-        for number, adata in enumerate(adatas)
-        for library in inputs.libraries(adata, library_key)
-    }
+
+def _vocabulary(adatas: list[AnnData] | Corpus, min_spots: int, layer: str | None, library_key: str) -> Vocabulary:
+    if isinstance(adatas, Corpus):
+        return adatas.vocabulary(min_spots=min_spots)
+    slides = [inputs.libraries(adata, library_key) for adata in adatas]
+    counts = (inputs.slide_counts(a, inputs.counts(a, layer), rows) for a, rows in zip(adatas, slides, strict=True))
+    words = sum(map(inputs.spots_by_word, adatas, slides), Counter[str]())
+    return Vocabulary.fit(chain.from_iterable(counts), min_spots=min_spots, metadata=words)
+
+
+def _parts(
+    adata: AnnData, *, library_key: str, **options: Any
+) -> tuple[list[inputs.Slide], np.ndarray, dict[str, list[str]]]:
+    """What training takes from an AnnData: its slides, the sentences of its spots, the metadata words of each slide."""
+    slides = inputs.slides(adata, library_key)
+    words = {slide.library_id: metadata_words(inputs.slide_metadata(adata, slide.library_id)) for slide in slides}
+    return slides, new_sentences(adata, library_key=library_key, **options), words
 
 
 def _median_mpp(slides: Sequence[Sequence[inputs.Slide]]) -> float | None:

@@ -25,6 +25,7 @@ _SAME = 1e-6
 """Unit vectors no farther apart are the same to :func:`hibiost.spatial.fused_neighbors`."""
 
 
+@inputs.takes_spatialdata
 def regions(
     adata: AnnData,
     *,

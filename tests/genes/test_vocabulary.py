@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import pickle
 import weakref
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from scipy import sparse
 
 from hibiost.errors import DataError
 from hibiost.genes import Vocabulary
+from hibiost.genes.vocabulary import metadata_words
 
 SLIDE = st.lists(st.sampled_from("ABCDEFGH"), min_size=1, unique=True).flatmap(
     lambda genes: st.tuples(
@@ -93,6 +98,119 @@ def test_equality() -> None:
     assert vocabulary != Vocabulary(("A", "B"), [1, 2], [3, 4])
     assert vocabulary != "A"
     assert repr(vocabulary) == "Vocabulary(2 genes, up to 3 spots)"
+
+
+@settings(max_examples=60, deadline=None)
+@given(slides=st.lists(SLIDE, min_size=1, max_size=6), min_spots=st.integers(0, 1), data=st.data())
+def test_parts_and_blocks_give_what_one_fit_gives(slides, min_spots, data) -> None:
+    stream = [(genes, np.array(rows)) for genes, rows in slides]
+    words = [Counter({f"species:{data.draw(st.sampled_from('ab'))}": len(rows)}) for _, rows in slides]
+    owner = [data.draw(st.integers(0, 2)) for _ in slides]
+    seen = any((rows > 0).any() for _, rows in stream)
+    if min_spots and not seen:
+        return
+    whole = Vocabulary.fit(stream, min_spots=min_spots, metadata=sum(words, Counter()))
+    parts = [
+        Vocabulary.fit((stream[i] for i in share), min_spots=0, metadata=sum((words[i] for i in share), Counter()))
+        for worker in range(3)
+        if (share := [i for i, each in enumerate(owner) if each == worker])
+    ]
+    assert Vocabulary.merge(iter(parts), min_spots=min_spots).to_dict() == whole.to_dict()
+    assert Vocabulary.merge(parts[::-1], min_spots=min_spots).to_dict() == whole.to_dict()
+    rows = ((genes, counts[i : i + 1]) for genes, counts in stream for i in range(len(counts)))
+    assert Vocabulary.fit(rows, min_spots=min_spots) == whole
+
+
+def test_min_spots_comes_after_the_merge() -> None:
+    parts = [Vocabulary.fit([(["A", "B"], np.array([row]))], min_spots=0) for row in ([1, 1], [0, 1], [1, 0])]
+    assert Vocabulary.merge(parts, min_spots=2).n_measured.tolist() == [3, 3]
+    with pytest.raises(DataError, match="part 2 was fitted with min_spots=1.*fit the parts with min_spots=0"):
+        Vocabulary.merge([parts[0], Vocabulary.fit([(["A", "B"], np.array([[1, 0]]))])])
+    with pytest.raises(DataError, match="none of 2 genes is seen in 3 spots"):
+        Vocabulary.merge(parts, min_spots=3)
+    with pytest.raises(DataError, match="no genes to count"):
+        Vocabulary.merge([])
+
+
+def test_species_and_platforms() -> None:
+    metadata = {"species:mus musculus": 5, "species:homo sapiens": 3, "organ:brain": 8, "st_technology:visium": 8}
+    vocabulary = Vocabulary(("A",), [1], [8], metadata)
+    assert vocabulary.species == {"homo sapiens": 3, "mus musculus": 5}
+    assert vocabulary.platforms == {"visium": 8}
+    assert list(vocabulary.metadata) == sorted(metadata)
+    assert vocabulary == Vocabulary(("A",), [1], [8])
+
+
+def test_metadata_words_are_casefolded_and_in_order() -> None:
+    entries = {"organ": " Breast ", "species": "Homo sapiens", "st_technology": "", "mpp": 0.5}
+    assert metadata_words(entries) == ["species:homo sapiens", "organ:breast"]
+
+
+VOCABULARY = Vocabulary(("HLA-DRA", "Ä"), [2**53 + 1, 0], [2**60, 7], {"organ:büste": 7}, 0)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    path = tmp_path / "Wörter.json"
+    assert VOCABULARY.save(path) == path
+    VOCABULARY.save(str(path))
+    assert Vocabulary.load(path).to_dict() == VOCABULARY.to_dict()
+    assert [p.name for p in tmp_path.iterdir()] == ["Wörter.json"]
+    assert pickle.loads(pickle.dumps(VOCABULARY)).to_dict() == VOCABULARY.to_dict()
+
+
+def test_an_interrupted_save_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = VOCABULARY.save(tmp_path / "v.json")
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        Vocabulary(("B",), [1], [1]).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+GOOD = json.dumps({"format": "hibiost vocabulary", **VOCABULARY.to_dict()})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty, truncated or no JSON"),
+        (GOOD[:-20], "is empty, truncated or no JSON"),
+        ("<!DOCTYPE html><html>Not found</html>", "is a web page, starting with '<!DOCTYPE html>"),
+        ("[1, 2]", "is JSON, but no vocabulary"),
+        ('{"genes": ["A"], "n_spots": [1], "n_measured": [1]}', "no entry 'format'"),
+        (GOOD.replace('"n_measured"', '"n"'), "v.json: the vocabulary has no entry 'n_measured'"),
+        (GOOD.replace(str(2**60), "1.5"), "v.json: the entry 'n_measured' .* something else than whole numbers"),
+        (GOOD.replace("[9007199254740993, 0]", '"ab"'), "the entry 'n_spots' .* something else"),
+        (GOOD.replace('{"organ:b\\u00fcste": 7}', '{"organ": "x"}'), "the entry 'metadata' .* something else"),
+        (GOOD.replace('{"organ:b\\u00fcste": 7}', "[]"), "no table of metadata words"),
+        (GOOD.replace('["HLA-DRA", "\\u00c4"]', '"AB"'), "no list of genes"),
+        (b"\x89PNG\r\n\xff\xfe", "could not read the vocabulary"),
+    ],
+)
+def test_load_refuses(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = tmp_path / "v.json"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=message) as raised:
+        Vocabulary.load(path)
+    assert str(path) in str(raised.value)
+
+
+def test_load_of_what_is_no_file(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent.json"):
+        with pytest.raises(DataError, match="could not read the vocabulary .*expected a file written by"):
+            Vocabulary.load(path)
+
+
+def test_vocabularies_of_earlier_models_are_read() -> None:
+    old = Vocabulary.from_dict({"genes": ["A"], "n_spots": [1], "n_measured": [2]})
+    assert old.metadata == {}
+    with pytest.raises(DataError, match="min_spots=1"):
+        Vocabulary.merge([old])
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+import hibiost as hb
 from hibiost import inputs
 from hibiost.errors import DataError, ImageError, MissingSlotError
 from hibiost.settings import logger, settings
@@ -147,10 +150,10 @@ def test_slides(path):
 
 
 def test_only_headers_are_opened(path, monkeypatch):
-    def fail(self):
+    def fail(image):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("hibiost.images.source._PillowSource._decode", fail)
+    monkeypatch.setattr("hibiost.images.source._decode", fail)
     adata = section([[10, 20]], C2={"metadata": {"source_image_path": path}})
     (slide,) = inputs.slides(adata)
     with pytest.raises(AssertionError, match="decoded"):
@@ -254,6 +257,57 @@ def test_spots_outside_the_image(spot):
         inputs.slides(adata)
 
 
+@pytest.mark.parametrize("spot", [[5, 250], [150, 280]])
+def test_swapped_axes(spot):
+    with pytest.raises(DataError, match=r"1 of 3 spots .* lie outside .*x and y look swapped: set .*\[:, ::-1\]"):
+        inputs.slides(section([[1, 1], [20, 30], spot], C2=hires()))
+
+
+GRID = np.stack(np.meshgrid(np.arange(4), np.arange(3)), axis=-1).reshape(-1, 2)
+
+
+def test_micrometres_outside_the_image():
+    """Pixels of 4 micrometres: 150 pixels are 600 micrometres."""
+    pixels = 50.0 + GRID * [60, 40]
+    adata = section(pixels * 4, C2={**hires(), "metadata": {"mpp": 4.0}})
+    with pytest.raises(DataError, match=r"12 of 12 spots|lie outside") as error:
+        inputs.slides(adata)
+    assert "look like micrometres: set adata.obsm['spatial'] = adata.obsm['spatial'] / 4, " in str(error.value)
+    adata.obsm["spatial"] = adata.obsm["spatial"] / 4
+    inputs.slides(adata)
+
+
+def test_micrometres_in_a_corner():
+    adata = section((50.0 + GRID * [60, 40]) * 0.25, C2={**hires(), "metadata": {"mpp": 0.25}})
+    with pytest.warns(
+        UserWarning, match=r"all 12 spots of slide 'C2' lie in the top left corner.*micrometres: set .*0\.25"
+    ):
+        inputs.slides(adata)
+    del adata.uns["spatial"]["C2"]["metadata"]
+    with pytest.warns(UserWarning, match=r"x up to 57\.5, y up to 32\.5\. .*micrometres, or like pixels of a reduced"):
+        inputs.slides(adata)
+
+
+def test_places_on_the_array_in_a_corner():
+    with pytest.warns(UserWarning, match="12 spots .* corner .* look like places on the array; set .*full-resolution"):
+        inputs.slides(section(GRID, C2=hires()))
+
+
+def test_micrometres_of_a_reduced_image():
+    pixels = 200.0 + GRID * [240, 160]
+    adata = section(pixels * 4, C2={**hires(0.25), "metadata": {"mpp": 4.0}})
+    with (
+        pytest.warns(UserWarning, match="no full-resolution image"),
+        pytest.raises(DataError, match=r"micrometres: set .* / 4"),
+    ):
+        inputs.slides(adata)
+
+
+def test_few_spots_may_lie_anywhere():
+    inputs.slides(section(GRID[:9], C2=hires()))
+    inputs.slides(section(np.vstack([GRID, [[150, 20]]]), C2=hires()))
+
+
 @pytest.mark.parametrize("mpp", [0.0, -1.0, np.nan, "half"])
 def test_unusable_pixel_size(mpp):
     with pytest.raises(DataError, match=r"\['C2'\]\['metadata'\]\['mpp'\] is .*expected a positive number"):
@@ -280,6 +334,138 @@ def test_patches_refused_at_the_call(options, message):
     (slide,) = inputs.slides(section([[1, 1]], C2=hires()))
     with pytest.raises(DataError, match=message):
         slide.iter_patches(**options)
+
+
+# ---- patch files
+
+
+def patch_file(path, names, xy, window=20, size=10, **attributes) -> str:
+    """As HEST writes it."""
+    with h5py.File(path, "w") as file:
+        file["img"] = np.random.default_rng(5).integers(0, 256, (len(names), size, size, 3), np.uint8)
+        file["img"].attrs.update({"downsample": window / size, "patch_size_target": size, **attributes})
+        file["coords"] = np.floor(np.asarray(xy) - window / 2).astype(int)
+        file.create_dataset("barcode", data=np.array(names, object)[:, None], dtype=h5py.string_dtype())
+    return str(path)
+
+
+XY = np.array([[30.0, 40.0], [150.0, 90.0], [260.0, 170.0]])
+
+
+def patched(tmp_path, names=("2", "0", "1"), xy=XY[[2, 0, 1]], **entry) -> ad.AnnData:
+    """Three spots and a file of their patches in another order, of 20 full-resolution pixels shown as 10."""
+    file = patch_file(tmp_path / "p.h5", names, xy, pixel_size=0.5)
+    return section(XY, C2={"metadata": {"patches_path": file}, **entry})
+
+
+def test_patches_are_joined_by_barcode(tmp_path):
+    adata = patched(tmp_path)
+    (slide,) = inputs.slides(adata)
+    assert (slide.image, slide.mpp, slide.scale) == (None, 0.5, 1.0)
+    with h5py.File(tmp_path / "p.h5") as file:
+        stored = file["img"][:][[1, 2, 0]]
+    np.testing.assert_array_equal(np.concatenate(list(slide.iter_patches(size=10, mpp=1.0, batch_size=2))), stored)
+    np.testing.assert_array_equal(np.concatenate(list(slide.iter_patches(size=20, output=10))), stored)
+    larger = next(slide.iter_patches(size=20))
+    for patch, kept in zip(larger, stored, strict=True):
+        resized = Image.fromarray(kept).resize((20, 20), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(patch, np.asarray(resized))
+    part = replace(slide, rows=slide.rows[[2]], xy=slide.xy[[2]])
+    np.testing.assert_array_equal(next(part.iter_patches(size=10, mpp=1.0)), stored[[2]])
+    with pytest.raises(ImageError, match="slide 'C2' has patches only, no image"):
+        slide.open()
+
+
+def test_renamed_spots_keep_their_patches(tmp_path):
+    adata = patched(tmp_path)
+    adata.obs["barcode"] = adata.obs_names.to_numpy()
+    expected = next(inputs.slides(adata)[0].iter_patches(size=20))
+    adata.obs_names = ["C2_" + name for name in adata.obs_names]
+    np.testing.assert_array_equal(next(inputs.slides(adata)[0].iter_patches(size=20)), expected)
+
+
+def test_a_patch_file_goes_before_a_reduced_image(tmp_path, path):
+    (slide,) = inputs.slides(patched(tmp_path, **hires(0.25)))
+    assert slide.image is None
+    adata = patched(tmp_path)
+    metadata = adata.uns["spatial"]["C2"]["metadata"]
+    metadata["source_image_path"] = path
+    (slide,) = inputs.slides(adata)
+    assert slide.image == path
+    metadata["source_image_path"] = str(tmp_path / "elsewhere.png")
+    (slide,) = inputs.slides(adata)
+    assert slide.image is None
+
+
+def test_the_image_is_read_where_the_file_does_not_serve(tmp_path, path, messages):
+    adata = patched(tmp_path, names=("2", "0", "9"))
+    adata.uns["spatial"]["C2"]["metadata"] |= {"source_image_path": path, "mpp": 0.5}
+    (slide,) = inputs.slides(adata)
+    np.testing.assert_array_equal(next(slide.iter_patches(size=20))[0], PIXELS[30:50, 20:40])
+    assert "read from the image. 1 of 3 spots have no patch" in messages.text
+    (tmp_path / "p.h5").write_bytes(b"")
+    np.testing.assert_array_equal(next(slide.iter_patches(size=20))[0], PIXELS[30:50, 20:40])
+    assert "p.h5 cannot be read as a patch file" in messages.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"size": 30},
+            r"patches 30 full-resolution pixels \(15 micrometres\) wide .*20 full-resolution pixels \(10 mic",
+        ),
+        ({"size": 30}, r"10 x 10 pixels; ask for those \(size=10, mpp=1\), or extract wider .*recipe=\{'shift': 0\}"),
+        ({"size": 12, "mpp": 1.0}, r"patches 24 full-resolution pixels \(12 micrometres\)"),
+    ],
+)
+def test_wider_patches_than_stored(tmp_path, options, message):
+    (slide,) = inputs.slides(patched(tmp_path))
+    with pytest.raises(DataError, match=message):
+        slide.iter_patches(**options)
+
+
+def test_spots_without_patch(tmp_path):
+    (slide,) = inputs.slides(patched(tmp_path, names=("2", "8", "9")))
+    message = r"slide 'C2': 2 of 3 spots have no patch in .*such as \['0', '1'\] \(it holds \['2', '8', '9'\].*isin"
+    with pytest.raises(DataError, match=message):
+        slide.iter_patches(size=20)
+
+
+def test_patches_of_another_section(tmp_path):
+    (slide,) = inputs.slides(patched(tmp_path, xy=XY + 100))
+    with pytest.raises(DataError, match=r"lie \d+ pixels from their spots.*patch file of this section"):
+        slide.iter_patches(size=20)
+
+
+def test_a_file_that_does_not_tell_its_scale(tmp_path):
+    adata = patched(tmp_path)
+    with h5py.File(tmp_path / "p.h5", "r+") as file:
+        del file["img"].attrs["downsample"]
+    (slide,) = inputs.slides(adata)
+    with pytest.raises(DataError, match="does not tell how wide its patches are"):
+        slide.iter_patches(size=20)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<!DOCTYPE html>"])
+def test_unreadable_patch_file(tmp_path, content):
+    adata = patched(tmp_path)
+    (tmp_path / "p.h5").unlink()
+    if content is not None:
+        (tmp_path / "p.h5").write_bytes(content)
+    with pytest.raises(ImageError, match=r"slide 'C2': .*p\.h5.*\['C2'\]\['metadata'\]\['patches_path'\]"):
+        inputs.slides(adata)
+
+
+def test_joined_slides_keep_their_patches(tmp_path):
+    """Barcodes that two slides share, as those of Visium do."""
+    slides = {}
+    for name in ("A", "B"):
+        (tmp_path / name).mkdir()
+        slides[name] = patched(tmp_path / name)
+    expected = [next(inputs.slides(slide)[0].iter_patches(size=20)) for slide in slides.values()]
+    for slide, found in zip(inputs.slides(hb.io.concat(slides)), expected, strict=True):
+        np.testing.assert_array_equal(next(slide.iter_patches(size=20)), found)
 
 
 # ---- real data
