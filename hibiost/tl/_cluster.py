@@ -82,7 +82,7 @@ def cluster(
     --------
     >>> import hibiost as hb, scanpy as sc
     >>> adata = hb.datasets.tissue(n_spots=100)
-    >>> adata.obsm["X_pca"] = sc.pp.pca(sc.pp.log1p(adata.X), n_comps=10)
+    >>> adata.obsm["X_pca"] = sc.pp.pca(sc.pp.log1p(adata.X, copy=True), n_comps=10)
     >>> hb.tl.cluster(adata, n_clusters=3, use_rep="X_pca")
     >>> adata.obs["cluster"].cat.categories.to_list()
     ['0', '1', '2']

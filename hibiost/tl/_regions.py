@@ -102,7 +102,7 @@ def regions(
     --------
     >>> import hibiost as hb, scanpy as sc
     >>> adata = hb.datasets.tissue(n_spots=100)
-    >>> adata.obsm["X_pca"] = sc.pp.pca(sc.pp.log1p(adata.X), n_comps=10)
+    >>> adata.obsm["X_pca"] = sc.pp.pca(sc.pp.log1p(adata.X, copy=True), n_comps=10)
     >>> hb.tl.regions(adata, use_rep="X_pca")
     >>> adata.obsp["region_distances"].nnz
     1500
