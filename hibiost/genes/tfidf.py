@@ -20,6 +20,7 @@ Selection: TypeAlias = Literal["tfidf", "top", "hvg"]
 EPSILON = 1e-8
 """Added to the denominator of eq 1."""
 _TABLE = 1 << 16
+_BLOCK = 100_000
 _BUCKETS = 1024
 _LARGE = 128
 """Size of a bucket from which on an insertion sort no longer pays."""
@@ -155,7 +156,7 @@ def top_genes(weights: Any, n_genes: int, *, among: Any = None) -> np.ndarray:
 
 def select_genes(
     counts: sparse.csr_matrix,
-    weights: sparse.csr_matrix,
+    weights: sparse.csr_matrix | np.ndarray,
     *,
     n_genes: int,
     selection: Selection = "tfidf",
@@ -169,7 +170,8 @@ def select_genes(
     counts
         Raw counts, n_obs x n_vars.
     weights
-        TF-IDF weights of them.
+        TF-IDF weights of them; or the inverse document frequency, (n_vars,), by which they are computed for 100,000
+        spots at a time.
     n_genes
         Length of a sentence.
     selection
@@ -198,7 +200,13 @@ def select_genes(
     [[0, 1], [0, 2]]
     """
     if selection == "tfidf":
-        return top_genes(weights, n_genes, among=among)
+        if sparse.issparse(weights):
+            return top_genes(weights, n_genes, among=among)
+        sentences = np.empty((counts.shape[0], n_genes), dtype=np.int32)
+        for start in range(0, counts.shape[0], _BLOCK):
+            block = slice(start, start + _BLOCK)
+            sentences[block] = top_genes(tfidf(counts[block], weights), n_genes, among=among)
+        return sentences
     if selection == "top":
         return top_genes(counts, n_genes, among=among)
     from sklearn.utils.sparsefuncs import mean_variance_axis

@@ -229,7 +229,8 @@ def slides(adata: AnnData, library_key: str = keys.LIBRARY) -> list[Slide]:
     ImageError
         A slide has neither image nor patch file, or one that cannot be opened.
     DataError
-        Spots lie outside the image, or a pixel size or scale factor is not a positive number.
+        Spots lie outside the image (those with ``obs["in_tissue"]`` 0 may), or a pixel size or scale factor is not a
+        positive number.
 
     Warns
     -----
@@ -239,6 +240,7 @@ def slides(adata: AnnData, library_key: str = keys.LIBRARY) -> list[Slide]:
     """
     xy = coordinates(adata)
     names = pd.Index(adata.obs[keys.BARCODE].astype(str)) if keys.BARCODE in adata.obs else adata.obs_names
+    on_tissue = adata.obs["in_tissue"].to_numpy() != 0 if "in_tissue" in adata.obs else np.ones(adata.n_obs, dtype=bool)
     found = []
     for library_id, rows in libraries(adata, library_key).items():
         entry = adata.uns.get(keys.SPATIAL, {}).get(library_id, {})
@@ -254,7 +256,7 @@ def slides(adata: AnnData, library_key: str = keys.LIBRARY) -> list[Slide]:
             slide = Slide(library_id, rows, xy[rows], mpp, image, scale, patches, names)
             if image is not None:
                 with slide.open() as source:
-                    _check_inside(slide, source)
+                    _check_inside(slide, source, slide.xy[on_tissue[rows]])
         except ImageError as error:
             raise ImageError(f"slide {library_id!r}: {error} It is named in {where}; mend it there.") from error
         found.append(slide)
@@ -326,8 +328,8 @@ def half_pitch(xy: np.ndarray) -> float:
     return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1])) / 2 or 1.0
 
 
-def _check_inside(slide: Slide, source: PixelSource) -> None:
-    xy = slide.xy * slide.scale
+def _check_inside(slide: Slide, source: PixelSource, xy: np.ndarray) -> None:
+    xy = xy * slide.scale
     size = (source.width, source.height)
     outside = ((xy < 0) | (xy >= size)).any(axis=1)
     if outside.any():

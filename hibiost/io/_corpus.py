@@ -21,7 +21,7 @@ from ..errors import DataError, nearest
 from ..genes import Vocabulary
 from ..settings import logger, settings
 from ._survey import DESCRIBED, Problem, Source, Surveyed, survey
-from ._vocabulary import _ONE, _client
+from ._vocabulary import ONE_FILE, dask_client
 
 T = TypeVar("T")
 COLUMNS = ("path", "n_spots", "n_genes", "gene_names", *DESCRIBED, "mpp", "has_image", "has_patches")
@@ -225,7 +225,7 @@ class Corpus:
         return Vocabulary.merge(bar, min_spots=min_spots)
 
     def _map(self, function: Callable[..., T], *, counts_only: bool, **options: Any) -> Iterator[T]:
-        client = _client()
+        client = dask_client()
         groups = iter(self._groups())
         call = _Call(function, options, counts_only)
         if client is None:
@@ -319,7 +319,7 @@ class _Call:
         return (self.function(adata, **self.options) for adata in group.read(counts_only=self.counts_only))
 
     def __call__(self, group: _Group) -> list[Any]:
-        with _ONE:
+        with ONE_FILE:
             return list(self.each(group))
 
 

@@ -38,7 +38,7 @@ POOLED = ("visium hd", "xenium")
 PIXEL_SIZES = ("pixel_size_um_estimated", "pixel_size_um_embedded")
 HEST_SIZE, HEST_MPP = 224, 0.5
 _REDUCED = "downscaled_fullres"
-_PIXELS = ("pxl_col_in_fullres", "pxl_row_in_fullres")
+PIXELS = ("pxl_col_in_fullres", "pxl_row_in_fullres")
 _ARRAY = ("in_tissue", "array_row", "array_col")
 _SLOTS = ("layers", "obsm", "varm", "obsp", "varp")
 _DENSE = 2**24  # values of a dense matrix in memory at a time
@@ -111,16 +111,16 @@ def read_hest(
     ((60, 300), 0.5)
     """
     root = Path(folder)
-    whole = _read_h5ad(_sample_path(root, sample))
-    metadata = _read_metadata(root / "metadata" / f"{sample}.json")
+    whole = read_h5ad(_sample_path(root, sample))
+    metadata = read_metadata(root / "metadata" / f"{sample}.json")
     files = {
-        "source_image_path": _attached(root / "wsis" / f"{sample}.tif", metadata, "source_image_path", wanted=image),
-        "patches_path": _attached(root / "patches" / f"{sample}.h5", metadata, "patches_path", wanted=patches),
+        "source_image_path": attached(root / "wsis" / f"{sample}.tif", metadata, "source_image_path", wanted=image),
+        "patches_path": attached(root / "patches" / f"{sample}.h5", metadata, "patches_path", wanted=patches),
     }
-    whole = _genes_only(whole, sample)
-    whole, stored_mpp = _match_patches(whole, files["patches_path"], sample, drop=patches is True)
-    size = _pixel_size(mpp, metadata, stored_mpp, files["source_image_path"])
-    images, scalefactors = _spatial(whole.uns.pop(keys.SPATIAL, {}), sample, metadata, size)
+    whole = genes_only(whole, sample)
+    whole, stored_mpp = match_patches(whole, files["patches_path"], sample, drop=patches is True)
+    size = pixel_size_of(mpp, metadata, stored_mpp, files["source_image_path"])
+    images, scalefactors = spatial_entry(whole.uns.pop(keys.SPATIAL, {}), sample, metadata, size)
     xy = inputs.coordinates(whole)
     adata = one_slide(
         whole.X,
@@ -157,7 +157,7 @@ def _sample_path(root: Path, sample: str) -> Path:
     return path
 
 
-def _read_h5ad(path: Path) -> AnnData:
+def read_h5ad(path: Path) -> AnnData:
     with reading(path, "an AnnData file"), h5py.File(path) as file:
         matrix = file.get("X")
         if matrix is None or (isinstance(matrix, h5py.Dataset) and matrix.ndim != 2):
@@ -180,10 +180,10 @@ def _read_h5ad(path: Path) -> AnnData:
         twice = obs.index[obs.index.duplicated()]
         raise DataError(f"{path}: {len(twice)} barcodes occur more than once, such as {twice[0]!r}; fetch it again.")
     if keys.SPATIAL not in parts.get("obsm", {}):
-        absent = [column for column in _PIXELS if column not in obs]
+        absent = [column for column in PIXELS if column not in obs]
         if absent:
             raise DataError(f"{path} has neither obsm['spatial'] nor obs[{absent[0]!r}]; expected the spots' centres.")
-        parts.setdefault("obsm", {})[keys.SPATIAL] = obs[list(_PIXELS)].to_numpy()
+        parts.setdefault("obsm", {})[keys.SPATIAL] = obs[list(PIXELS)].to_numpy()
     return AnnData(counts.astype(np.float32), **parts)
 
 
@@ -194,7 +194,7 @@ def _unique(names: pd.Index, where: Any) -> pd.Index:
     return make_index_unique(names)
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """Single values of a metadata file, empty ones (``NaN``, ``null``) left out; nothing where there is no file."""
     if not path.exists():
         logger.info("there is no %s; the sample is read without metadata.", path)
@@ -207,7 +207,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     return {key.replace("/", "_"): value for key, value in known.items()}
 
 
-def _attached(path: Path, metadata: dict[str, Any], key: str, *, wanted: bool | None) -> str | None:
+def attached(path: Path, metadata: dict[str, Any], key: str, *, wanted: bool | None) -> str | None:
     """The file in its folder, else where the metadata say; ``None`` where it is neither, or not wanted."""
     recorded = metadata.pop(key, None)
     if wanted is False:
@@ -218,7 +218,7 @@ def _attached(path: Path, metadata: dict[str, Any], key: str, *, wanted: bool | 
     return found
 
 
-def _genes_only(adata: AnnData, sample: str) -> AnnData:
+def genes_only(adata: AnnData, sample: str) -> AnnData:
     """Without control probes, and named by unique symbols where the file knows them."""
     control = adata.var_names.str.match(CONTROL.pattern, flags=re.IGNORECASE).astype(bool)
     if control.any():
@@ -238,7 +238,7 @@ def _genes_only(adata: AnnData, sample: str) -> AnnData:
     return adata
 
 
-def _match_patches(adata: AnnData, path: str | None, sample: str, *, drop: bool) -> tuple[AnnData, float | None]:
+def match_patches(adata: AnnData, path: str | None, sample: str, *, drop: bool) -> tuple[AnnData, float | None]:
     """Tell of spots without a patch, or drop them; with the pixel size in the patch file."""
     if path is None:
         return adata, None
@@ -257,7 +257,7 @@ def _match_patches(adata: AnnData, path: str | None, sample: str, *, drop: bool)
     return adata[held].copy(), mpp
 
 
-def _pixel_size(
+def pixel_size_of(
     mpp: float | None, metadata: dict[str, Any], stored: float | None, image: str | None
 ) -> PixelSize | None:
     source = metadata.pop("mpp_source", None)
@@ -273,7 +273,7 @@ def _pixel_size(
     return None if found is None else PixelSize(*found)
 
 
-def _spatial(
+def spatial_entry(
     entries: Any, sample: str, metadata: dict[str, Any], size: PixelSize | None
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Images and scale factors by scanpy's names."""
@@ -290,7 +290,7 @@ def _spatial(
 
 
 def _obs(obs: pd.DataFrame, xy: np.ndarray, metadata: dict[str, Any], sample: str) -> pd.DataFrame:
-    obs = obs.drop(columns=[keys.LIBRARY, *_PIXELS], errors="ignore")
+    obs = obs.drop(columns=[keys.LIBRARY, *PIXELS], errors="ignore")
     for column in _ARRAY:
         if column in obs:
             numbers = pd.to_numeric(obs[column].astype(object), errors="coerce")
@@ -406,7 +406,7 @@ def write_hest(
         part.X = counts[rows]
         entry = part.uns.get(keys.SPATIAL, {}).get(library_id, {})
         part.uns[keys.SPATIAL] = {"ST": _entry(entry)}
-        part.obs = part.obs.assign(**dict(zip(_PIXELS, xy[rows].T, strict=True)))
+        part.obs = part.obs.assign(**dict(zip(PIXELS, xy[rows].T, strict=True)))
         part.obs = part.obs if "in_tissue" in part.obs else part.obs.assign(in_tissue=1)
         with _replacing(root / "metadata" / f"{library_id}.json") as path:
             content = _metadata(part, entry, library_id)

@@ -23,16 +23,16 @@ from ..errors import DataError, HibiostError
 from ..genes.vocabulary import looks
 from ..images import PatchFile
 from ._hest import (
-    _PIXELS,
+    PIXELS,
     SYMBOLS,
-    _attached,
-    _genes_only,
-    _match_patches,
-    _pixel_size,
-    _read_h5ad,
-    _read_metadata,
-    _spatial,
+    attached,
+    genes_only,
+    match_patches,
+    pixel_size_of,
+    read_h5ad,
     read_hest,
+    read_metadata,
+    spatial_entry,
 )
 from ._tenx import reading
 
@@ -93,7 +93,7 @@ class Source:
         metadata = self._metadata()
         files = self._files(metadata)
         patches = files["patches_path"] if _patches_only(files) else None
-        whole, _ = _match_patches(_genes_only(_read_h5ad(self.place), self.name), patches, self.name, drop=True)
+        whole, _ = match_patches(genes_only(read_h5ad(self.place), self.name), patches, self.name, drop=True)
         adata = AnnData(whole.X, obs=whole.obs[[]], var=whole.var[[]], varm=dict(whole.varm))
         adata.obs[self.library_key] = pd.Categorical([self.name] * adata.n_obs)
         adata.uns[keys.SPATIAL] = {self.name: {"metadata": metadata}}
@@ -116,12 +116,12 @@ class Source:
 
     def _metadata(self) -> dict[str, Any]:
         """Of a HEST sample."""
-        return _read_metadata(Path(self.root, "metadata", f"{self.name}.json"))
+        return read_metadata(Path(self.root, "metadata", f"{self.name}.json"))
 
     def _files(self, metadata: dict[str, Any]) -> dict[str, str | None]:
         """Image and patch file of a HEST sample; their places are taken out of the metadata."""
         return {
-            key: _attached(Path(self.root, folder, f"{self.name}{suffix}"), metadata, key, wanted=None)
+            key: attached(Path(self.root, folder, f"{self.name}{suffix}"), metadata, key, wanted=None)
             for key, folder, suffix in (("source_image_path", "wsis", ".tif"), ("patches_path", "patches", ".h5"))
         }
 
@@ -140,8 +140,8 @@ class Source:
                     stored, held = file.pixel_size, file.rows(header.obs.index) >= 0
                 header = header.only(held, problems) if _patches_only(files) else header
         with collecting(problems):
-            size = _pixel_size(None, metadata, stored, files["source_image_path"])
-        images, scalefactors = _spatial(header.entries, self.name, metadata, size)
+            size = pixel_size_of(None, metadata, stored, files["source_image_path"])
+        images, scalefactors = spatial_entry(header.entries, self.name, metadata, size)
         metadata |= {key: path for key, path in files.items() if path is not None}
         metadata |= {} if size is None else {"mpp": size.mpp}
         obs = header.obs.assign(**{self.library_key: self.name})
@@ -350,7 +350,7 @@ def _stored_header(source: Source, group: Any, layer: str | None, problems: list
     if absent or any(group[name].attrs.get("encoding-type") != "dataframe" for name in ("obs", "var")):
         raise DataError(f"{source.place} is no AnnData of version 0.7 or later; it holds {sorted(group)}.")
     obs, var = group["obs"], group["var"]
-    wanted = (source.library_key, keys.PATIENT, keys.BARCODE, *_PIXELS)
+    wanted = (source.library_key, keys.PATIENT, keys.BARCODE, *PIXELS)
     table = pd.DataFrame({name: ad.io.read_elem(obs[name]) for name in wanted if name in obs})
     table = table.set_axis(_index(obs)) if len(table.columns) else pd.DataFrame(index=_index(obs))
     genes = _index(var)
@@ -359,8 +359,8 @@ def _stored_header(source: Source, group: Any, layer: str | None, problems: list
         genes = pd.Index(np.asarray(ad.io.read_elem(var[symbols]), dtype=object).astype(str), dtype=object)
     obsm = group.get("obsm", {})
     xy = ad.io.read_elem(obsm[keys.SPATIAL]) if keys.SPATIAL in obsm else None
-    if xy is None and source.hest and all(name in table for name in _PIXELS):
-        xy = table[list(_PIXELS)].to_numpy()
+    if xy is None and source.hest and all(name in table for name in PIXELS):
+        xy = table[list(PIXELS)].to_numpy()
     stored = group["uns"].get(keys.SPATIAL, {}) if "uns" in group else {}
     entries = {str(name): _stored_entry(stored[name]) for name in stored}
     layers = group.get("layers", {})

@@ -25,7 +25,7 @@ Source: TypeAlias = AnnData | str | os.PathLike[str]
 
 BLOCK = 2_000_000
 """Stored values of a block, about."""
-_ONE = Lock()
+ONE_FILE = Lock()
 """A worker with several threads holds one block too."""
 
 
@@ -102,7 +102,7 @@ def _parts(sources: list[AnnData | Path], **options: Any) -> Iterator[Vocabulary
 
     alone = len(sources) == 1
     with tqdm(total=len(sources), desc="vocabulary", unit="file", disable=alone or not settings.progress) as bar:
-        client = _client()
+        client = dask_client()
         if client is not None:
             paths = [source for source in sources if isinstance(source, Path)]
             sources = [source for source in sources if not isinstance(source, Path)]
@@ -114,7 +114,7 @@ def _parts(sources: list[AnnData | Path], **options: Any) -> Iterator[Vocabulary
             bar.update()
 
 
-def _client() -> Any:
+def dask_client() -> Any:
     """The active client of dask.distributed, None without."""
     distributed = sys.modules.get("distributed")
     try:
@@ -136,7 +136,7 @@ def _from_workers(client: Any, paths: list[Path], options: Mapping[str, Any]) ->
 
 
 def _on_worker(path: Path, **options: Any) -> Vocabulary:
-    with _ONE:
+    with ONE_FILE:
         return _part(path, progress=False, **options)
 
 

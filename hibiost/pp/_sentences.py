@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ def tfidf_sentences(
     selection: Selection = "tfidf",
     vocabulary: genes.Vocabulary | None = None,
     library_key: str = keys.LIBRARY,
+    weights: bool = True,
     key_added: str = keys.SENTENCE,
     copy: bool = False,
 ) -> AnnData | None:
@@ -35,7 +36,8 @@ def tfidf_sentences(
     zero enter, so the sentence of a spot with few counts is shorter. Of equal weights (as float32) the gene that stands
     first in ``adata.var_names`` wins: sentences are the same on every run and number of threads.
 
-    Counts stay sparse; beside them, memory holds the weights (about the size of the counts) and the sentences.
+    Counts stay sparse; beside them, memory holds the weights (about the size of the counts) and the sentences; without
+    ``weights``, the sentences and the weights of 100,000 spots.
 
     Parameters
     ----------
@@ -57,6 +59,8 @@ def tfidf_sentences(
         given, idf is fitted on this AnnData, all slides together.
     library_key
         Column of ``obs`` with the slide of each spot; without the default column, all spots are one slide.
+    weights
+        Write the weights as a layer; on the bins of a large section they take as much memory as the counts.
     key_added
         Where to write. Under another name than the default, ``tfidf``, ``idf`` and ``n_spots`` take it as prefix.
     copy
@@ -71,7 +75,8 @@ def tfidf_sentences(
     ``uns["gene_sentence"]`` : dict
         ``genes`` (the gene names, n_vars) and ``params``.
     ``layers["tfidf"]`` : CSR float32, n_obs x n_vars
-        Weights (eq 3), whatever the selection; stored where a count is stored.
+        Weights (eq 3), whatever the selection; stored where a count is stored. Without ``weights``, a layer of an
+        earlier call is deleted.
     ``var["idf"]`` : float64
         Inverse document frequency (eq 2); 0 for genes outside the vocabulary.
     ``var["n_spots"]`` : int64
@@ -109,14 +114,15 @@ def tfidf_sentences(
             f"no gene is seen in {min_spots} spots (the most is {n_spots.max()}); lower min_spots, or give counts."
         )
 
-    weights = genes.tfidf(counts, idf)
-    sentences = genes.select_genes(
-        counts, weights, n_genes=n_genes, selection=selection, among=allowed, slides=slides.values()
-    )
+    options: Any = {"n_genes": n_genes, "selection": selection, "among": allowed, "slides": slides.values()}
+    layer_added = genes.tfidf(counts, idf) if weights else None
+    sentences = genes.select_genes(counts, idf if layer_added is None else layer_added, **options)
 
     adata = adata.copy() if copy else adata
     prefix = "" if key_added == keys.SENTENCE else f"{key_added}_"
-    adata.layers[prefix + keys.TFIDF] = weights
+    adata.layers.pop(prefix + keys.TFIDF, None)
+    if layer_added is not None:
+        adata.layers[prefix + keys.TFIDF] = layer_added
     adata.var[prefix + keys.IDF] = idf
     adata.var[prefix + keys.N_SPOTS] = n_spots
     adata.obsm[key_added] = sentences
@@ -159,8 +165,7 @@ def _aligned(vocabulary: genes.Vocabulary, names: pd.Index) -> tuple[np.ndarray,
 
 def _log(sentences: np.ndarray, counts: sparse.csr_matrix, key: str) -> None:
     n_obs, n_genes = sentences.shape
-    lengths = (sentences >= 0).sum(axis=1)
-    short, empty = int((lengths < n_genes).sum()), int((lengths == 0).sum())
+    short, empty = (int(np.count_nonzero(sentences[:, place] < 0)) for place in (-1, 0))
     logger.info(f"obsm[{key!r}]: sentences of {n_genes} genes for {n_obs} spots, {short} of them shorter.")
     if empty:
         blank = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())

@@ -266,6 +266,17 @@ def test_swapped_axes(spot):
 GRID = np.stack(np.meshgrid(np.arange(4), np.arange(3)), axis=-1).reshape(-1, 2)
 
 
+def test_only_spots_on_tissue_have_to_lie_inside(path):
+    """A raw matrix of Space Ranger has spots at the margins of the array, beside the image."""
+    adata = section([[10, 10], [-5, 10], [200, 100]], C2={"metadata": {"source_image_path": path}})
+    adata.obs["in_tissue"] = [1, 0, 1]
+    (slide,) = inputs.slides(adata)
+    assert len(slide.xy) == 3
+    adata.obs["in_tissue"] = [1, 1, 0]
+    with pytest.raises(DataError, match="1 of 2 spots of slide 'C2' lie outside"):
+        inputs.slides(adata)
+
+
 def test_micrometres_outside_the_image():
     """Pixels of 4 micrometres: 150 pixels are 600 micrometres."""
     pixels = 50.0 + GRID * [60, 40]

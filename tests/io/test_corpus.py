@@ -129,7 +129,7 @@ def test_survey_reads_no_matrix(folder, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a whole file was read")
 
-    for function in ("read_hest", "_read_h5ad"):
+    for function in ("read_hest", "read_h5ad"):
         monkeypatch.setattr(_survey, function, refuse)
     monkeypatch.setattr(ad, "read_h5ad", refuse)
     monkeypatch.setattr(_survey, "SAMPLE", 30)

@@ -365,3 +365,14 @@ def test_no_matrix() -> None:
 def test_no_anndata() -> None:
     with pytest.raises(DataError, match="expected an AnnData, found ndarray"):
         hb.pp.tfidf_sentences(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("selection", ["tfidf", "top", "hvg"])
+def test_without_weights_the_sentences_are_the_same(selection, monkeypatch):
+    monkeypatch.setattr("hibiost.genes.tfidf._BLOCK", 30)
+    adata = hb.datasets.tissue(100)
+    with_weights = hb.pp.tfidf_sentences(adata, n_genes=20, selection=selection, copy=True)
+    without = hb.pp.tfidf_sentences(with_weights, n_genes=20, selection=selection, weights=False, copy=True)
+    np.testing.assert_array_equal(without.obsm["gene_sentence"], with_weights.obsm["gene_sentence"])
+    assert "tfidf" in with_weights.layers
+    assert "tfidf" not in without.layers
