@@ -128,6 +128,7 @@ def test_before_there_are_spots_the_grid_is_named(slide, reference, model):
 
 @pytest.mark.data
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_real_section_whose_counts_are_hidden(her2st_dir):
     """C6 from its image alone, against its measured spots: at the nearest grid spot."""
     sections = hb.datasets.her2st(["C2", "C3", "C6"])

@@ -260,7 +260,7 @@ def test_blank_image(tmp_path, messages):
 def test_micrometres_beside_the_tissue(tmp_path):
     """At 0.5 micrometres a pixel they lie inside the image, and not in a corner."""
     counts, spots, pixels = lattice(tmp_path, staggered=False, turn=0, step=80)
-    image = picture(tmp_path / "a.png", tuple(2 * pixels.mean(axis=0).astype(int)), 500, size=(1800, 1800))
+    image = picture(tmp_path / "a.png", tuple(2 * pixels.mean(axis=0).astype(int)), 580, size=(1800, 1800))
     with pytest.warns(UserWarning, match=r"spots lie beside .*look like micrometres: divided by mpp \(0\.5\)"):
         hb.io.read_st(counts, spots, image=image, mpp=0.5)
 

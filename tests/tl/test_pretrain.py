@@ -18,7 +18,7 @@ def test_the_model_knows_its_training(model, reference):
     assert (info["recipe"]["batch_size"], info["recipe"]["n_genes"]) == (32, 40)
     assert model.tokenizer.metadata == ["organ:breast"]
     assert model.vocabulary == Vocabulary.fit([(reference.var_names, reference.X)])
-    assert model.vocabulary.metadata == {"organ:breast": 200}
+    assert model.vocabulary.metadata == {"organ:breast": 100}
     assert not model.training
     history = info["history"]
     assert history[-1]["loss"] < history[0]["loss"]
