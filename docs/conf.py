@@ -44,7 +44,7 @@ napoleon_google_docstring = False
 
 # what is ours must exist; what is not is linked where the inventories can be reached
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!hibiost\.).*")]
+nitpick_ignore_regex = [("py:.*", r"(?!hibiost\.).*"), ("py:class", r"hibiost\..*\.T")]
 if os.environ.get("READTHEDOCS"):
     extensions.append("sphinx.ext.intersphinx")
 intersphinx_mapping = {
