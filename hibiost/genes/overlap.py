@@ -20,18 +20,12 @@ FEW = 0.1
 
 
 class Overlaps(NamedTuple):
-    """Overlaps of spots with gene sets.
-
-    Attributes
-    ----------
-    matrix
-        CSR float32, n_spots x n_sets, sorted indices: the coefficients above the threshold.
-    best
-        float64, (n_spots,): the highest coefficient of each spot, whether above the threshold or not.
-    """
+    """Overlaps of spots with gene sets."""
 
     matrix: sparse.csr_matrix
+    """CSR float32, n_spots x n_sets, sorted indices: the coefficients above the threshold."""
     best: np.ndarray
+    """float64, (n_spots,): the highest coefficient of each spot, whether above the threshold or not."""
 
 
 def overlap_coefficients(sentences: np.ndarray, members: sparse.csr_matrix, *, threshold: float = 0.2) -> Overlaps:
