@@ -20,7 +20,7 @@ Selection: TypeAlias = Literal["tfidf", "top", "hvg"]
 EPSILON = 1e-8
 """Added to the denominator of eq 1."""
 _TABLE = 1 << 16
-_BLOCK = 100_000
+_BLOCK = 20_000
 _BUCKETS = 1024
 _LARGE = 128
 """Size of a bucket from which on an insertion sort no longer pays."""
@@ -170,7 +170,7 @@ def select_genes(
     counts
         Raw counts, n_obs x n_vars.
     weights
-        TF-IDF weights of them; or the inverse document frequency, (n_vars,), by which they are computed for 100,000
+        TF-IDF weights of them; or the inverse document frequency, (n_vars,), by which they are computed for 20,000
         spots at a time.
     n_genes
         Length of a sentence.

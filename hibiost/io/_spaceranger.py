@@ -149,7 +149,9 @@ def place(counts: CountsFile, positions: Positions, missing: Missing) -> np.ndar
 
 def names(counts: CountsFile, kept: np.ndarray) -> pd.Index:
     """Barcodes of some rows of the counts."""
-    return pd.Index(counts.barcodes.take(pa.array(kept)).to_numpy(zero_copy_only=False))
+    barcodes = pd.Index(counts.barcodes.take(pa.array(kept)).to_numpy(zero_copy_only=False))
+    pa.default_memory_pool().release_unused()
+    return barcodes
 
 
 def check_tissue(in_tissue: np.ndarray, path: Path) -> None:

@@ -37,7 +37,7 @@ def tfidf_sentences(
     first in ``adata.var_names`` wins: sentences are the same on every run and number of threads.
 
     Counts stay sparse; beside them, memory holds the weights (about the size of the counts) and the sentences; without
-    ``weights``, the sentences and the weights of 100,000 spots.
+    ``weights``, the sentences and the weights of 20,000 spots.
 
     Parameters
     ----------
