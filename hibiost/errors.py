@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["DataError", "DownloadError", "HibiostError", "ImageError", "MissingSlotError", "ModelError"]
+__all__ = ["DataError", "DownloadError", "HibiostError", "ImageError", "MissingSlotError", "ModelError", "RunError"]
 
 
 class HibiostError(Exception):
@@ -33,6 +33,10 @@ class DownloadError(HibiostError, OSError):
 
 class ModelError(HibiostError, ValueError):
     """A model that is absent, unreadable or does not fit the data."""
+
+
+class RunError(HibiostError, RuntimeError):
+    """A training run that cannot begin, go on or be read."""
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._files import replacing
 from .._random import RNG, seed
 from ..errors import ModelError, nearest
 from ..genes import Vocabulary
+from .attention import with_causal_attention
 from .config import ModelConfig
-from .tokens import END, PAD, SentenceTokenizer
+from .tokens import END, PAD, SentenceTokenizer, trimmed
 
 FORMAT_VERSION = 1
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -104,7 +105,8 @@ class HibioModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed(rng))
             towers = open_clip.CustomTextCLIP(config.embed_dim, vision_cfg, _checked(open_clip.CLIPTextCfg, text_cfg))
-        self.visual, self.text, self.logit_scale = towers.visual, towers.text, towers.logit_scale
+        self.visual, self.text = towers.visual, with_causal_attention(towers.text)
+        self.logit_scale = towers.logit_scale
         self.visual.to(memory_format=torch.channels_last)
         self.mean: Tensor
         self.std: Tensor
@@ -147,7 +149,7 @@ class HibioModel(nn.Module):
     @torch.inference_mode()
     def embed_genes(self, tokens: np.ndarray) -> np.ndarray:
         """Embed rows of token ids in one batch; returns float32, n x ``embed_dim``."""
-        return self.eval().encode_genes(torch.tensor(tokens, device=self.device)).cpu().numpy()
+        return self.eval().encode_genes(torch.tensor(trimmed(tokens), device=self.device)).cpu().numpy()
 
     def fingerprint(self) -> str:
         """A short hash of the weights: embeddings can be compared only where it is the same."""
@@ -185,21 +187,10 @@ class HibioModel(nn.Module):
             "metadata": self.tokenizer.metadata,
             "training": self.training_info,
         }
-        _replace(folder / _WEIGHTS, to_bytes(weights))
-        _replace(folder / _CONFIG, json.dumps(description, indent=1).encode())
+        for name, content in ((_WEIGHTS, to_bytes(weights)), (_CONFIG, json.dumps(description, indent=1).encode())):
+            with replacing(folder / name) as file:
+                file.write(content)
         return folder
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def untrained(model: HibioModel, *, rng: RNG = 0) -> HibioModel:

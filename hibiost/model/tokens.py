@@ -62,3 +62,12 @@ class SentenceTokenizer:
         rows[spot, len(prefix) + place[spot, column]] = sentences[spot, column] + self.first_gene
         rows[np.arange(len(rows)), len(prefix) + keep.sum(axis=1)] = END
         return rows
+
+
+def trimmed(tokens: np.ndarray, *, multiple: int = 8) -> np.ndarray:
+    """Rows of token ids without the columns that are padding in all of them, but for a length of ``multiple``.
+
+    The gene tower is causal and pooled at the end token, so what follows it changes nothing.
+    """
+    longest = int((tokens != PAD).sum(axis=1).max(initial=1))
+    return tokens[:, : -(-longest // multiple) * multiple]

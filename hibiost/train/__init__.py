@@ -1,9 +1,11 @@
-"""The training task, its data and its recipe."""
+"""The training task, its data, its recipe and its engine."""
 
-from .data import Pairs, store_patches
+from .data import Pairs
+from .engine import Engine
 from .fit import fit
 from .pathways import PathwayAnchors
 from .recipe import Recipe
 from .regions import Regions
+from .run import Run
 
-__all__ = ["Pairs", "PathwayAnchors", "Recipe", "Regions", "fit", "store_patches"]
+__all__ = ["Engine", "Pairs", "PathwayAnchors", "Recipe", "Regions", "Run", "fit"]

@@ -1,78 +1,99 @@
-"""Image patches and token rows of a training corpus."""
+"""Image patches and token rows of the training spots, their order, and their augmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-
-def store_patches(batches: Iterable[np.ndarray], n_spots: int, side: int, path: Path) -> np.ndarray:
-    """Write batches of patches to a memory-mapped file, so that slides are decoded once and none stays in memory.
-
-    Parameters
-    ----------
-    batches
-        uint8, batch x ``side`` x ``side`` x 3; ``n_spots`` rows in all.
-    n_spots, side
-        Shape of the file: ``n_spots`` x ``side`` x ``side`` x 3 bytes.
-    path
-        The file to write.
-
-    Returns
-    -------
-    The patches, uint8, read-only, on disk.
-    """
-    shape = (n_spots, side, side, 3)
-    stored = np.memmap(path, dtype=np.uint8, mode="w+", shape=shape)
-    start = 0
-    for batch in batches:
-        stored[start : start + len(batch)] = batch
-        start += len(batch)
-    stored.flush()
-    return np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+from ..model.tokens import trimmed
 
 
-class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
-    """Patch, token row and number of each spot.
+@dataclass(frozen=True)
+class Pairs:
+    """Patch and token row of each spot.
 
     Parameters
     ----------
     patches
-        uint8, n_spots x side x side x 3.
+        uint8, at least n_spots x side x side x 3; a memory map is read as its rows are asked for.
     tokens
         int32, n_spots x context.
+    rows
+        Place of each spot in ``patches``; by default its own number.
     """
 
-    def __init__(self, patches: np.ndarray, tokens: np.ndarray) -> None:
-        self.patches, self.tokens = patches, tokens
+    patches: np.ndarray
+    tokens: np.ndarray
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, spot: int) -> tuple[Tensor, Tensor, int]:
-        pixels = torch.from_numpy(np.array(self.patches[spot])).permute(2, 0, 1)
-        return pixels, torch.from_numpy(self.tokens[spot]), spot
+    def patches_of(self, spots: np.ndarray) -> np.ndarray:
+        """Patches of some spots, in memory."""
+        return np.asarray(self.patches[spots if self.rows is None else self.rows[spots]])
 
 
-class EpochSampler(Sampler[int]):
-    """Spots in random order, which follows from the seed and the epoch alone.
+class Batch(NamedTuple):
+    """A process's share of a batch."""
+
+    pixels: Tensor
+    """uint8, share x side x side x 3."""
+    tokens: Tensor
+    """int32, share x length: columns that are padding in all rows are cut off."""
+    spots: np.ndarray
+    """int64: the spots of the whole batch, of all processes."""
+
+
+class Shares(Dataset[Batch]):
+    """What a process computes of each batch.
 
     Parameters
     ----------
-    n_spots
-        Number of spots.
+    pairs
+        The training spots.
+    rank, n_ranks
+        Number of this process, and of all: each takes a run of the batch.
+    """
+
+    def __init__(self, pairs: Pairs, rank: int, n_ranks: int) -> None:
+        self._pairs, self._rank, self._n_ranks = pairs, rank, n_ranks
+
+    def __getitem__(self, spots: np.ndarray) -> Batch:
+        own = spots[share(len(spots), self._rank, self._n_ranks)]
+        pixels = torch.from_numpy(self._pairs.patches_of(own))
+        return Batch(pixels, torch.from_numpy(trimmed(self._pairs.tokens[own])), spots)
+
+
+def share(n: int, rank: int, n_ranks: int) -> slice:
+    """The run of ``n`` things that a process takes; the first ones take one more where they cannot be equal."""
+    each, more = divmod(n, n_ranks)
+    start = rank * each + min(rank, more)
+    return slice(start, start + each + (rank < more))
+
+
+class Batches(Sampler[np.ndarray]):
+    """Spots in random batches, which follow from the seed and the epoch alone; those left over are not used.
+
+    Parameters
+    ----------
+    n_spots, batch_size
+        Number of spots in all, and in a batch.
     seed
         Seed of the order.
     """
 
-    def __init__(self, n_spots: int, seed: int) -> None:
-        self._n_spots, self._seed, self._epoch = n_spots, seed, 0
+    def __init__(self, n_spots: int, batch_size: int, seed: int) -> None:
+        self._n_spots, self._batch_size, self._seed, self._epoch = n_spots, batch_size, seed, 0
+        self.first = 0
+        """The batch at which the next epoch begins, where training goes on in the middle of one."""
         self.order: Callable[[torch.Generator], Tensor] = partial(_any_order, n_spots)
         """Draws the order of an epoch; once there are regions, see :func:`region_order`."""
 
@@ -81,11 +102,13 @@ class EpochSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._n_spots
+        return self._n_spots // self._batch_size
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(hash_seed(self._seed, self._epoch))
-        return iter(self.order(generator).tolist())
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order = self.order(torch.Generator().manual_seed(hash_seed(self._seed, self._epoch))).numpy()
+        first, self.first = self.first, 0
+        for start in range(first * self._batch_size, len(self) * self._batch_size, self._batch_size):
+            yield order[start : start + self._batch_size]
 
 
 def _any_order(n_spots: int, generator: torch.Generator) -> Tensor:
@@ -131,36 +154,74 @@ def centre(patches: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(patches[:, margin : margin + size, margin : margin + size])
 
 
-def augment(pixels: Tensor, size: int, colour_jitter: float, generator: torch.Generator) -> Tensor:
-    """Random crop, one of the eight symmetries of the square, and colour jitter, for each patch of a batch.
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides about each patch of a batch.
+
+    Parameters
+    ----------
+    corner
+        int64, n x 2: y and x of the crop's corner.
+    symmetry
+        int64, (n,): one of the eight symmetries of the square.
+    channel, contrast
+        float32, n x 3 x 1 x 1 and n x 1 x 1 x 1: factors on each colour channel and on the contrast; ``None`` leaves
+        colours as they are.
+    """
+
+    corner: Tensor
+    symmetry: Tensor
+    channel: Tensor | None = None
+    contrast: Tensor | None = None
+
+    @classmethod
+    def of(cls, n: int, margin: int, colour_jitter: float, generator: torch.Generator) -> Draws:
+        """Draw for a whole batch on the CPU: the same on every device, whoever computes which part of the batch."""
+        corner = torch.randint(margin + 1, (n, 2), generator=generator)
+        symmetry = torch.randint(8, (n,), generator=generator)
+        if not colour_jitter:
+            return cls(corner, symmetry)
+        channel = 1 + colour_jitter * (2 * torch.rand(n, 3, 1, 1, generator=generator) - 1)
+        contrast = 1 + colour_jitter * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
+        return cls(corner, symmetry, channel, contrast)
+
+    def part(self, rows: slice, device: torch.device) -> Draws:
+        """Those of some patches, on a device."""
+        found = (self.corner, self.symmetry, self.channel, self.contrast)
+        return Draws(*(None if each is None else each[rows].to(device, non_blocking=True) for each in found))  # type: ignore[arg-type]
+
+
+def augment(pixels: Tensor, size: int, draws: Draws) -> Tensor:
+    """Crop, turn or mirror each patch, and change its colours, as drawn.
 
     Parameters
     ----------
     pixels
-        uint8, batch x 3 x side x side, with a margin around the ``size`` pixels wanted.
+        uint8, batch x side x side x 3, with a margin around the ``size`` pixels wanted.
     size
         Side of the crop.
-    colour_jitter
-        Largest relative change of each channel and of the contrast; 0 for none.
-    generator
-        CPU generator: the draws are the same on every device.
+    draws
+        One for each patch, on the device of ``pixels``.
 
     Returns
     -------
-    float32 in 0–255, batch x 3 x size x size.
+    float32 in 0–255, batch x 3 x size x size, channels last in memory.
     """
-    n, margin = len(pixels), pixels.shape[-1] - size
-    corner = torch.randint(margin + 1, (n, 2), generator=generator).tolist()
-    symmetry = torch.randint(8, (n,), generator=generator).tolist()
-    crops = []
-    for patch, (y, x), turn in zip(pixels, corner, symmetry, strict=True):
-        crop = torch.rot90(patch[:, y : y + size, x : x + size], turn % 4, (1, 2))
-        crops.append(crop.flip(2) if turn >= 4 else crop)
-    out = torch.stack(crops).float()
-    if colour_jitter:
-        channel = 1 + colour_jitter * (2 * torch.rand(n, 3, 1, 1, generator=generator) - 1)
-        contrast = 1 + colour_jitter * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
-        out = out * channel.to(out.device)
-        centre = out.mean((1, 2, 3), keepdim=True)
-        out = ((out - centre) * contrast.to(out.device) + centre).clamp(0, 255)
-    return out
+    n, side = pixels.shape[:2]
+    first = torch.arange(n, device=pixels.device) * side**2 + draws.corner[:, 0] * side + draws.corner[:, 1]
+    places = first[:, None] + _symmetries(size, side, pixels.device)[draws.symmetry]
+    crops = pixels.reshape(-1, 3).index_select(0, places.reshape(-1)).view(n, size, size, 3)
+    out = crops.permute(0, 3, 1, 2).float()
+    if draws.channel is None or draws.contrast is None:
+        return out
+    out = out * draws.channel
+    mean = out.mean((1, 2, 3), keepdim=True)
+    return ((out - mean) * draws.contrast + mean).clamp(0, 255)
+
+
+@lru_cache(maxsize=4)
+def _symmetries(size: int, side: int, device: torch.device) -> Tensor:
+    """Places of a crop's pixels in a patch, from the crop's corner on: int64, 8 x size^2."""
+    corner = torch.arange(side)[:size, None] * side + torch.arange(size)
+    turned = [torch.rot90(corner, turns) for turns in range(4)]
+    return torch.stack([*turned, *(each.flip(1) for each in turned)]).reshape(8, -1).to(device)

@@ -1,165 +1,181 @@
-"""The objective (HiBio-ST, eq 14), run by Lightning's Trainer."""
+"""Training by Lightning's Trainer: on one device, or on those of all processes that torchrun or Slurm started."""
 
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..model import HibioModel
-from ..model.losses import info_nce, region_alignment
 from ..settings import logger
-from .data import EpochSampler, Pairs, augment, hash_seed, region_order
+from .data import Batch, Pairs, Shares
+from .engine import Engine
 from .pathways import PathwayAnchors
+from .ranks import Ranks, current, shared_batch_norm
 from .recipe import Recipe
-from .regions import Regions, joint_embeddings
+from .regions import Regions
+from .run import Run, SafeCheckpoints
+from .task import Alignment
+from .watch import Keeper, Reporter
 
-SLIDES_PER_BATCH = 4
-"""About as many slides meet in a batch once there are regions."""
+GPU_WORKERS = 4
 
 
-class Alignment(lightning.LightningModule):
-    """The objective on three levels: spots, pathways, regions (HiBio-ST, eq 14).
+def fit(
+    model: HibioModel,
+    pairs: Pairs,
+    *,
+    recipe: Recipe,
+    seed: int,
+    pathways: PathwayAnchors | None = None,
+    regions: Regions | None = None,
+    validation: tuple[Pairs, np.ndarray] | None = None,
+    engine: Engine = Engine(),  # noqa: B008 - frozen
+    run: Run | None = None,
+    accelerator: str = "cpu",
+    progress: bool = True,
+    callbacks: Sequence[lightning.Callback] = (),
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Train a model in place on pairs of patches and token rows.
+
+    Where processes have joined (:func:`hibiost.train.ranks.joined`), each embeds its share of every batch, and the
+    losses are those of the whole batch.
 
     Parameters
     ----------
     model
-        The towers to train.
+        The model, changed in place.
     pairs
-        The training spots.
+        uint8 patches and int token rows.
     recipe
         Training parameters.
     seed
-        Draws of the augmentation and of the negatives follow from the seed and the step alone.
+        The same seed gives the same weights, whatever the ``engine``, and whether or not training was interrupted.
     pathways
-        Level two; ``None`` leaves it out.
+        Overlaps of the spots and the head that learns from them; without, level two is left out.
     regions
-        Level three; ``None`` leaves it out.
+        Slides and places of the spots, renewed here; without, level three is left out.
+    validation
+        Spots of other slides, and the slide of each (int): Recall@p% is measured on them after each epoch.
+    engine
+        How the machine is used.
+    run
+        Where checkpoints and metrics go; a checkpoint that is there is gone on with.
+    accelerator
+        ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    progress
+        Show a progress bar.
+    callbacks
+        Further Lightning callbacks.
+
+    Returns
+    -------
+    One entry an epoch: means of ``loss``, ``spot``, ``pathway``, ``region`` and what belongs to them, the logit
+    ``scale``, and ``recall_1``, ``recall_5`` and ``recall_10`` (%) of the validation; and one entry a renewal of the
+    regions.
+
+    Raises
+    ------
+    RunError
+        The loss or the weights are no longer finite, or a checkpoint cannot be written or read.
     """
-
-    def __init__(
-        self,
-        model: HibioModel,
-        pairs: Pairs,
-        recipe: Recipe,
-        seed: int,
-        pathways: PathwayAnchors | None = None,
-        regions: Regions | None = None,
-    ) -> None:
-        super().__init__()
-        self.model, self.pairs, self.recipe, self.seed = model, pairs, recipe, seed
-        self.pathways, self.regions = pathways, regions
-        self.sampler = EpochSampler(len(pairs), seed)
-        self.history: list[dict[str, float]] = []
-        self.renewals: list[dict[str, float]] = []
-        self._steps: list[dict[str, Tensor]] = []
-
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch."""
-        pixels, tokens, spots = batch
-        pixels = augment(pixels, self.model.config.image_size, self.recipe.colour_jitter, self._generator())
-        image, gene = self.model.encode_image(pixels), self.model.encode_genes(tokens)
-        with torch.autocast(image.device.type, enabled=False):
-            terms = self._terms(image, gene, spots)
-        loss = terms["spot"]
-        for level, weight in (("pathway", self.recipe.lambda2), ("region", self.recipe.lambda3)):
-            if level in terms:
-                loss = loss + weight * terms[level]
-        self._steps.append({"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}})
-        return loss
-
-    def _terms(self, image: Tensor, gene: Tensor, spots: Tensor) -> dict[str, Tensor]:
-        """Each level's loss, and what tells how to read it."""
-        terms = {"spot": info_nce(image, gene, self.model.scale)}
-        if self.pathways is not None:
-            embeddings = self.model.gene_token_embeddings
-            terms["pathway"], share = self.pathways(image, spots, embeddings, self._generator(negatives=True))
-            terms["with_pathway"] = torch.tensor(share)
-        if self.regions is not None and self.renewals:
-            ids = torch.from_numpy(self.regions.ids[spots.cpu().numpy()]).to(spots.device)
-            terms["region"], n_regions = region_alignment(image, gene, ids, self.model.scale)
-            terms["region_chance"] = torch.tensor(math.log(max(1, n_regions)))
-        return terms
-
-    def _generator(self, *, negatives: bool = False) -> torch.Generator:
-        step = hash_seed(self.seed, self.global_step)
-        return torch.Generator().manual_seed(hash_seed(step, 1) if negatives else step)
-
-    def on_train_epoch_start(self) -> None:
-        """Renew the regions when it is time, before the epoch's batches are drawn."""
-        since = self.current_epoch - self.recipe.region_start
-        if self.regions is None or since < 0 or since % self.recipe.region_every:
-            return
-        embeddings = joint_embeddings(self.model, self.pairs, self.recipe.batch_size)
-        self.renewals.append(self.regions.renew(embeddings, self.current_epoch))
-        _log(
-            "after epoch {epoch}: {n_regions} regions; {coherence:.0%} of a spot's nearest spots are in its region",
-            self.renewals[-1],
+    ranks = current()
+    task = Alignment(
+        model,
+        pairs,
+        recipe,
+        seed,
+        pathways=pathways,
+        regions=regions,
+        validation=validation,
+        ranks=ranks,
+        micro_batch=engine.micro_batch,
+    )
+    beside: list[lightning.Callback] = [Reporter(engine, ranks, run, progress=progress)]
+    if run is not None:
+        beside.append(Keeper(run, engine.checkpoint_minutes, ranks))
+    devices = [torch.cuda.current_device()] if accelerator == "cuda" else []
+    with (
+        _quiet_lightning(),
+        _as_asked(model, engine),
+        shared_batch_norm(model, ranks),
+        torch.random.fork_rng(devices=devices),
+    ):
+        torch.manual_seed(seed)
+        trainer = lightning.Trainer(
+            max_epochs=recipe.epochs,
+            accelerator=accelerator,
+            devices=ranks.local_size,
+            num_nodes=ranks.n_nodes,
+            strategy=_strategy(ranks),
+            precision=lightning_precision(recipe.precision, accelerator),
+            callbacks=[*beside, *callbacks],
+            plugins=[SafeCheckpoints()],
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=True,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
-        run = max(2, self.recipe.batch_size // SLIDES_PER_BATCH)
-        self.sampler.order = partial(region_order, self.regions.slide, self.regions.ids.copy(), run)
-
-    def on_train_epoch_end(self) -> None:
-        """Keep the epoch's mean of every term."""
-        means = {name: torch.stack([step[name] for step in self._steps]).mean().item() for name in self._steps[0]}
-        self._steps.clear()
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss is {means['loss']} in epoch {self.current_epoch + 1}; lower the recipe's lr."
-            )
-        self.history.append({"epoch": self.current_epoch + 1, **means, "scale": self.model.scale.item()})
-        chance = math.log(self.recipe.batch_size)
-        text = f"epoch {{epoch}}/{self.recipe.epochs}: loss {{loss:.3f}}; spot {{spot:.3f}} (chance {chance:.3f})"
-        if "pathway" in means:
-            text += ", pathway {pathway:.4f} ({with_pathway:.0%} of the spots have one)"
-        if "region" in means:
-            text += ", region {region:.3f} (chance {region_chance:.3f})"
-        _log(text, self.history[-1])
-
-    def configure_optimizers(self) -> Any:
-        """AdamW, linear warm-up, then a cosine."""
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self, self.recipe.weight_decay), lr=self.recipe.lr, betas=self.recipe.betas
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, self.recipe))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        _run(trainer, task, _loader(task, engine, accelerator), _resume(run, ranks))
+    return task.history, task.renewals
 
 
-def _log(text: str, values: dict[str, float]) -> None:
-    """Write a line above the progress bar."""
-    with tqdm.external_write_mode():
-        logger.info(text.format(**values))
+def _strategy(ranks: Ranks) -> Any:
+    if ranks.size == 1:
+        return "auto"
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Learning rate at a step as a share of the highest."""
-    warm = max(1, round(recipe.warmup * steps))
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * done)) / 2
+def _resume(run: Run | None, ranks: Ranks) -> str | None:
+    """The checkpoint to go on from; metrics of later steps are taken back."""
+    if run is None or not run.checkpoint.exists():
+        if run is not None and ranks.first:
+            run.metrics.unlink(missing_ok=True)
+        return None
+    step = SafeCheckpoints().load_checkpoint(run.checkpoint)["global_step"]
+    if ranks.first:
+        run.cut_metrics(step)
+    logger.info("going on from step %d, as kept in %s", step, run.folder)
+    return str(run.checkpoint)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight matrices and embeddings with decay; biases, norms, positions and the logit scale without."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        without = parameter.ndim < 2 or name.endswith(("positional_embedding", "pos_embed", "cls_token"))
-        (plain if without else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+class _Loader(DataLoader[Batch]):
+    """Its place follows from the step, see :attr:`Batches.first`; so there is nothing to keep."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _loader(task: Alignment, engine: Engine, accelerator: str) -> _Loader:
+    on_gpu = accelerator == "cuda"
+    n_workers = engine.n_workers if engine.n_workers is not None else GPU_WORKERS * on_gpu
+    return _Loader(
+        Shares(task.pairs, task.ranks.rank, task.ranks.size),
+        batch_size=None,
+        sampler=task.batches,
+        collate_fn=_as_it_is,
+        num_workers=n_workers,
+        persistent_workers=n_workers > 0,
+        pin_memory=on_gpu,
+        generator=torch.Generator().manual_seed(task.seed),
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def lightning_precision(precision: str, accelerator: str) -> Any:
@@ -171,123 +187,45 @@ def lightning_precision(precision: str, accelerator: str) -> Any:
     return {"bf16": "bf16-mixed", "32": "32-true"}[precision]
 
 
-class _EpochBar(lightning.Callback):
-    def __init__(self, *, disable: bool) -> None:
-        self._disable = disable
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        steps = int(trainer.estimated_stepping_batches)
-        self._chance = math.log(pl_module.recipe.batch_size)
-        self._bar = tqdm(total=steps, desc="pretrain", unit="step", disable=self._disable)
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
-        loss = pl_module._steps[-1]["spot"].item()
-        self._bar.set_postfix_str(
-            f"epoch {trainer.current_epoch + 1}, spot loss {loss:.2f} (chance {self._chance:.2f})", refresh=False
-        )
-        self._bar.update()
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._bar.close()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        if hasattr(self, "_bar"):
-            self._bar.close()
+@contextmanager
+def _as_asked(model: HibioModel, engine: Engine) -> Iterator[None]:
+    """Towers compiled and checkpointed as the engine says, for the time of training."""
+    towers: list[Any] = [model.visual, model.text]
+    for tower in towers:
+        if engine.gradient_checkpointing:
+            tower.set_grad_checkpointing(True)
+        if engine.compile:
+            tower.compile()
+    try:
+        yield
+    finally:
+        for tower in towers:
+            if engine.gradient_checkpointing:
+                tower.set_grad_checkpointing(False)
+            tower._compiled_call_impl = None
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
+    levels = [each.level for each in loggers]
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        for each in loggers:
+            each.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
-def fit(
-    model: HibioModel,
-    pairs: Pairs,
-    *,
-    recipe: Recipe,
-    seed: int,
-    pathways: PathwayAnchors | None = None,
-    regions: Regions | None = None,
-    n_workers: int = 0,
-    accelerator: str = "cpu",
-    progress: bool = True,
-    callbacks: Sequence[lightning.Callback] = (),
-) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Train a model in place on pairs of patches and token rows.
-
-    Parameters
-    ----------
-    model
-        The model, changed in place.
-    pairs
-        uint8 patches (3 x side x side) and int token rows.
-    recipe
-        Training parameters.
-    seed
-        The same seed gives the same weights, whatever ``n_workers``.
-    pathways
-        Overlaps of the spots and the head that learns from them; without, level two is left out.
-    regions
-        Slides and places of the spots, renewed here; without, level three is left out.
-    n_workers
-        Processes that read patches.
-    accelerator
-        ``"cpu"``, ``"cuda"`` or ``"mps"``.
-    progress
-        Show a progress bar.
-    callbacks
-        Further Lightning callbacks.
-
-    Returns
-    -------
-    One entry an epoch: means of ``loss``, ``spot``, ``pathway``, ``region`` and what belongs to them, and the logit
-    ``scale``; and one entry a renewal of the regions.
-    """
-    task = Alignment(model, pairs, recipe, seed, pathways, regions)
-    loader = DataLoader(
-        pairs,
-        batch_size=recipe.batch_size,
-        sampler=task.sampler,
-        drop_last=True,
-        num_workers=n_workers,
-        persistent_workers=n_workers > 0,
-        pin_memory=accelerator == "cuda",
-        generator=torch.Generator().manual_seed(seed),
-    )
-    devices = [torch.cuda.current_device()] if accelerator == "cuda" else []
-    with _quiet_lightning(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        trainer = lightning.Trainer(
-            max_epochs=recipe.epochs,
-            accelerator=accelerator,
-            devices=1,
-            precision=lightning_precision(recipe.precision, accelerator),
-            callbacks=[_EpochBar(disable=not progress), *callbacks],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        _run(trainer, task, loader)
-    return task.history, task.renewals
-
-
-def _run(trainer: lightning.Trainer, task: Alignment, loader: DataLoader[Any]) -> None:
+def _run(trainer: lightning.Trainer, task: Alignment, loader: DataLoader[Any], checkpoint: str | None) -> None:
     """Fit; an interrupt stays one, where Lightning would exit and ignore every later one."""
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(task, loader)
+        trainer.fit(task, loader, ckpt_path=checkpoint)
     except SystemExit:
         if not trainer.interrupted:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import sparse
@@ -57,7 +58,7 @@ class PathwayAnchors(nn.Module):
         return F.embedding_bag(self._genes, gene_embeddings, self._starts, mode="mean")
 
     def forward(
-        self, image: Tensor, spots: Tensor, gene_embeddings: Tensor, generator: torch.Generator
+        self, image: Tensor, spots: np.ndarray, gene_embeddings: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, float]:
         """Loss of a batch (HiBio-ST, eq 11), and the share of its spots that have a positive pathway.
 
@@ -72,7 +73,7 @@ class PathwayAnchors(nn.Module):
         generator
             CPU generator of the negatives.
         """
-        overlap = torch.from_numpy(self._overlap[spots.cpu().numpy()].toarray())
+        overlap = torch.from_numpy(self._overlap[spots].toarray())
         candidates, negative = draw_candidates(overlap > 0, self.n_negatives, generator)
         overlap = overlap[:, candidates]
         among = ((overlap > 0) | negative).to(image.device)

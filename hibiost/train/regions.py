@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from ..model import HibioModel
 from ..spatial import coherence, fused_neighbors, leiden, region_graph
-from .data import Pairs, centre
+from .ranks import Ranks
 
 
 class Regions:
@@ -30,49 +31,56 @@ class Regions:
         self.history: dict[int, np.ndarray] = {0: self._numbered()}
         self._n_neighbors, self._seed = n_neighbors, seed
 
-    def renew(self, embeddings: np.ndarray, epoch: int) -> dict[str, float]:
+    def renew(
+        self,
+        embed: Callable[[np.ndarray], np.ndarray],
+        epoch: int,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    ) -> dict[str, float]:
         """Cluster each slide anew by fused distance and modularity (HiBio-ST, eqs 7 and 8).
+
+        Each process takes some slides, and memory holds the embeddings of one.
 
         Parameters
         ----------
-        embeddings
-            Image and gene embeddings side by side, n_spots x dim.
+        embed
+            Image and gene embeddings side by side of some spots, n x dim.
         epoch
             Epochs trained so far.
+        ranks
+            The processes that share the slides.
 
         Returns
         -------
         ``epoch``, ``n_regions`` of all slides, and ``coherence``: the share of a spot's six nearest spots in space that
         are in its region.
         """
+        slides = np.unique(self.slide)
+        own = {int(slide): self._clustered(int(slide), embed) for slide in slides[ranks.rank :: ranks.size]}
+        found = {slide: entry for part in ranks.collect(own) for slide, entry in part.items()}
         n_regions, shares, sizes = 0, [], []
-        for slide in np.unique(self.slide):
-            rows = np.flatnonzero(self.slide == slide)
-            neighbors = fused_neighbors(self.xy[rows], embeddings[rows], k=self._n_neighbors)
-            labels = leiden(region_graph(*neighbors), rng=self._seed)
-            self.ids[rows] = labels + n_regions
+        for slide in slides:
+            labels, share = found[int(slide)]
+            self.ids[self.slide == slide] = labels + n_regions
             n_regions += int(labels.max()) + 1
-            if len(rows) > 1:
-                shares.append(coherence(labels, self.xy[rows]))
-                sizes.append(len(rows))
+            if share is not None:
+                shares.append(share)
+                sizes.append(len(labels))
         self.history[epoch] = self._numbered()
-        share = float(np.average(shares, weights=sizes)) if shares else 1.0
-        return {"epoch": epoch, "n_regions": n_regions, "coherence": share}
+        return {
+            "epoch": epoch,
+            "n_regions": n_regions,
+            "coherence": float(np.average(shares, weights=sizes)) if shares else 1.0,
+        }
+
+    def _clustered(self, slide: int, embed: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, float | None]:
+        rows = np.flatnonzero(self.slide == slide)
+        neighbors = fused_neighbors(self.xy[rows], embed(rows), k=self._n_neighbors)
+        labels = leiden(region_graph(*neighbors), rng=self._seed)
+        return labels, coherence(labels, self.xy[rows]) if len(rows) > 1 else None
 
     def _numbered(self) -> np.ndarray:
         """Regions numbered from 0 on within each slide."""
         slides, place = np.unique(self.slide, return_inverse=True)
         lowest = np.array([self.ids[self.slide == slide].min() for slide in slides])
         return (self.ids - lowest[place]).astype(np.int32)
-
-
-def joint_embeddings(model: HibioModel, pairs: Pairs, batch_size: int) -> np.ndarray:
-    """Image and gene embeddings side by side of all spots, float32, n_spots x 2 ``embed_dim``, without augmentation."""
-    training, size = model.training, model.config.image_size
-    parts = []
-    for start in range(0, len(pairs), batch_size):
-        batch = slice(start, start + batch_size)
-        sides = model.embed_images(centre(pairs.patches[batch], size)), model.embed_genes(pairs.tokens[batch])
-        parts.append(np.concatenate(sides, axis=1))
-    model.train(training)
-    return np.concatenate(parts)

@@ -2,23 +2,38 @@ import numpy as np
 import pytest
 import torch
 
-from hibiost.train import Pairs, store_patches
-from hibiost.train.data import EpochSampler, augment, centre, region_order
+from hibiost.train import Pairs
+from hibiost.train.data import Batches, Draws, Shares, augment, centre, region_order, share
 
 
-def test_store_patches_keeps_order_and_is_read_only(tmp_path):
-    patches = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
-    stored = store_patches(iter([patches[:3], patches[3:]]), 7, 4, tmp_path / "p")
-    np.testing.assert_array_equal(stored, patches)
-    with pytest.raises(ValueError, match="read-only"):
-        stored[0] = 0
+def test_pairs_may_stand_elsewhere_among_the_patches():
+    patches = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    pairs = Pairs(patches, np.zeros((2, 3), dtype=np.int32), rows=np.array([4, 1]))
+    assert len(pairs) == 2
+    np.testing.assert_array_equal(pairs.patches_of(np.array([1, 0])), patches[[1, 4]])
 
 
-def test_pairs(tmp_path):
-    patches = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
-    pixels, tokens, spot = Pairs(patches, np.arange(6, dtype=np.int32).reshape(3, 2))[1]
-    np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), patches[1])
-    assert (tokens.tolist(), spot) == ([2, 3], 1)
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 7])
+def test_shares_are_a_batch_in_order_and_differ_by_one_at_most(n_ranks):
+    for n in range(20):
+        parts = [list(range(n))[share(n, rank, n_ranks)] for rank in range(n_ranks)]
+        assert sum(parts, []) == list(range(n))
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_share_has_its_own_patches_and_the_spots_of_all():
+    patches = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    tokens = np.zeros((9, 24), dtype=np.int32)
+    tokens[:, :5] = np.arange(1, 46).reshape(9, 5)
+    tokens[7, 5:11] = 3
+    spots = np.array([8, 2, 7, 0, 4])
+    parts = [Shares(Pairs(patches, tokens), rank, 2)[spots] for rank in range(2)]
+    for part, own in zip(parts, (spots[:3], spots[3:]), strict=True):
+        np.testing.assert_array_equal(part.pixels.numpy(), patches[own])
+        np.testing.assert_array_equal(part.spots, spots)
+        np.testing.assert_array_equal(part.tokens.numpy(), tokens[own][:, : part.tokens.shape[1]])
+    assert [part.tokens.shape[1] for part in parts] == [16, 8]
 
 
 @pytest.mark.parametrize(("side", "size"), [(6, 4), (7, 4), (4, 4)])
@@ -33,13 +48,17 @@ def symmetries(patch):
     return [*turned, *(np.fliplr(t) for t in turned)]
 
 
+def drawn(n, margin, jitter, seed=0):
+    return Draws.of(n, margin, jitter, torch.Generator().manual_seed(seed))
+
+
 def test_augment_crops_and_turns_only():
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (64, 6, 6, 3), dtype=np.uint8)
-    pixels = torch.from_numpy(patches).permute(0, 3, 1, 2)
-    out = augment(pixels, 4, 0.0, torch.Generator().manual_seed(0)).permute(0, 2, 3, 1).numpy()
+    out = augment(torch.from_numpy(patches), 4, drawn(64, 2, 0.0))
+    assert out.is_contiguous(memory_format=torch.channels_last)
     seen = set()
-    for patch, result in zip(patches, out, strict=True):
+    for patch, result in zip(patches, out.permute(0, 2, 3, 1).numpy(), strict=True):
         candidates = {
             (y, x, turn): turned
             for y in range(3)
@@ -54,8 +73,8 @@ def test_augment_crops_and_turns_only():
 
 
 def test_colour_jitter_stays_in_range_and_is_bounded():
-    pixels = torch.full((200, 3, 4, 4), 100, dtype=torch.uint8)
-    out = augment(pixels, 4, 0.1, torch.Generator().manual_seed(0))
+    pixels = torch.full((200, 4, 4, 3), 100, dtype=torch.uint8)
+    out = augment(pixels, 4, drawn(200, 0, 0.1))
     assert out.min() >= 0
     assert out.max() <= 255
     means = out.mean((2, 3))
@@ -63,21 +82,28 @@ def test_colour_jitter_stays_in_range_and_is_bounded():
     assert means.std() > 2
 
 
-def test_draws_follow_from_the_generator_alone():
-    pixels = torch.randint(0, 256, (5, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    first, again, other = (augment(pixels, 4, 0.1, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+def test_draws_follow_from_the_generator_alone_and_parts_are_of_the_whole():
+    pixels = torch.randint(0, 256, (5, 6, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    first, again, other = (augment(pixels, 4, drawn(5, 2, 0.1, seed)) for seed in (0, 0, 1))
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert not torch.equal(first, other)
+    part = drawn(5, 2, 0.1).part(slice(1, 3), torch.device("cpu"))
+    torch.testing.assert_close(augment(pixels[1:3], 4, part), first[1:3], rtol=0, atol=0)
 
 
-def test_sampler_visits_every_spot_in_an_order_of_the_epoch():
-    sampler = EpochSampler(20, seed=3)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert sorted(first) == sorted(second) == list(range(20))
-    assert first != second
-    assert list(EpochSampler(20, seed=3)) == first
+def test_batches_visit_every_spot_in_an_order_of_the_epoch():
+    batches = Batches(20, 4, seed=3)
+    first = np.stack(list(batches))
+    batches.set_epoch(1)
+    second = np.stack(list(batches))
+    assert first.shape == (len(batches), 4) == (5, 4)
+    assert sorted(first.ravel()) == sorted(second.ravel()) == list(range(20))
+    assert not np.array_equal(first, second)
+    again = Batches(20, 4, seed=3)
+    again.first = 3
+    np.testing.assert_array_equal(np.stack(list(again)), first[3:])
+    np.testing.assert_array_equal(np.stack(list(again)), first)
+    assert len(list(Batches(23, 4, seed=3))) == 5
 
 
 def in_runs(values):
@@ -101,7 +127,7 @@ def test_region_order_visits_every_spot_and_brings_regions_together():
     assert not np.array_equal(orders[0], orders[2])
 
 
-def test_sampler_takes_another_order():
-    sampler = EpochSampler(4, seed=0)
-    sampler.order = lambda generator: torch.tensor([3, 1, 2, 0])
-    assert list(sampler) == [3, 1, 2, 0]
+def test_batches_take_another_order():
+    batches = Batches(4, 2, seed=0)
+    batches.order = lambda generator: torch.tensor([3, 1, 2, 0])
+    assert np.stack(list(batches)).tolist() == [[3, 1], [2, 0]]

@@ -53,7 +53,7 @@ def test_a_step_uses_the_rows_of_its_spots(anchors):
     embeddings = torch.randn(4, 2, generator=torch.Generator().manual_seed(2), requires_grad=True)
     shares = {}
     for spots in ((0, 1), (1, 1), (2, 0)):
-        loss, shares[spots] = anchors(image, torch.tensor(spots), embeddings, torch.Generator().manual_seed(0))
+        loss, shares[spots] = anchors(image, np.array(spots), embeddings, torch.Generator().manual_seed(0))
         loss.backward()
         assert torch.isfinite(loss)
         assert (loss > 0) == (spots != (1, 1))
