@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,19 +15,19 @@ import pandas as pd
 from .. import datasets, inputs, keys
 from .._random import RNG
 from .._random import seed as as_seed
-from ..errors import DataError
+from ..errors import DataError, RunError
 from ..genes import GeneSets, Vocabulary, overlap_coefficients
 from ..genes.overlap import report_overlaps
-from ..genes.vocabulary import metadata_words
 from ..io import Corpus
 from ..settings import logger, settings
-from ._resolve import new_sentences, resolve_device
+from ._resolve import resolve_device
+from ._spots import Spots, decoded, of_each, sources, words_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from ..model import HibioModel, ModelConfig
-    from ..train import PathwayAnchors, Recipe
+    from ..train import Engine, Pairs, PathwayAnchors, Ranks, Recipe, Run
 
 
 @inputs.takes_spatialdata
@@ -39,9 +39,11 @@ def pretrain(
     pathways: str | os.PathLike[str] | Mapping[str, Iterable[str]] | None = None,
     recipe: Mapping[str, Any] | Recipe | None = None,
     mpp: float | None = None,
+    validation: AnnData | Corpus | str | os.PathLike[str] | Sequence[AnnData | str | os.PathLike[str]] | None = None,
     layer: str | None = None,
     library_key: str = keys.LIBRARY,
-    n_workers: int = 0,
+    run: str | os.PathLike[str] | None = None,
+    engine: Mapping[str, Any] | Engine | None = None,
     device: str = "auto",
     rng: RNG = 0,
 ) -> HibioModel:
@@ -53,10 +55,14 @@ def pretrain(
     each slide on space and embeddings (eqs 7, 8); batches then bring the members of a region together. The objective is
     ``L_s + lambda2 L_p + lambda3 L_R`` (eq 14): every ablation of the paper is one entry of ``recipe``.
 
-    Slides are decoded one after the other into a temporary file of n_spots x image_size^2 x 3 bytes (in ``TMPDIR``);
-    memory holds the sentences (about 2 kB a spot), one decoded slide and one batch, and the counts: those of AnnData in
-    memory, or those of one slide, as files are read slide by slide (with the workers of dask, see
+    Slides are decoded one after the other into a file of n_spots x image_size^2 x 3 bytes (in the folder of the run, or
+    else in ``TMPDIR``); memory holds the sentences (about 2 kB a spot), one decoded slide and one batch, and the counts:
+    those of AnnData in memory, or those of one slide, as files are read slide by slide (with the workers of dask, see
     :meth:`hibiost.io.Corpus.map`), once for the vocabulary and once for the sentences.
+
+    Under ``torchrun`` or Slurm the processes train one model: all losses are taken over the whole batch, so that their
+    number changes the result by rounding only. They share the reading of slides, and the renewal of regions; each
+    returns the model. They need a ``run`` folder that all of them see.
 
     Parameters
     ----------
@@ -76,12 +82,20 @@ def pretrain(
         leave regions out, or ``{"selection": "top"}`` for the most expressed genes instead of TF-IDF.
     mpp
         Micrometres per pixel at which patches are cut; by default full-resolution pixels as they are.
+    validation
+        Slides that are not trained on, given as ``adata`` is: Recall@1, 5 and 10 % is measured on each of them after each
+        epoch.
     layer
         Layer that holds raw counts; ``X`` where not given.
     library_key
         Column of ``obs`` that tells slides apart.
-    n_workers
-        Processes that read patches; the result does not depend on it.
+    run
+        Folder of the run, for checkpoints, metrics (``metrics.jsonl``, see :func:`hibiost.get.training`) and the model.
+        The same call with the same folder goes on where it was stopped, to the same weights as if it had not been; once
+        it is finished, the call returns its model. Configuration and data have to be the same: differences are listed.
+    engine
+        How the machine is used, see :class:`hibiost.train.Engine`; such as ``{"micro_batch": 64}`` for batches that do
+        not fit the memory. The result does not depend on it.
     device
         ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"`` for a GPU where there is one.
     rng
@@ -90,7 +104,7 @@ def pretrain(
     Returns
     -------
     The model, with vocabulary, idf and ``training_info`` (parameters, slides, the terms of the loss per epoch, renewals
-    of the regions); ``model.save(folder)`` keeps it. Where regions were found, each AnnData in memory gets
+    of the regions); ``model.save(folder)`` keeps it, and with ``run`` it is in ``run/model``. Where regions were found, each AnnData in memory gets
 
     ``obsm["region_history"]``
         DataFrame, int32, n_obs x renewals: the region of each spot, numbered from 0 on within its slide; columns are
@@ -111,6 +125,9 @@ def pretrain(
         An image is absent, unreadable or truncated.
     ModelError
         An unknown preset.
+    RunError
+        The folder holds a run of another configuration or of other data, a checkpoint cannot be written or read, the
+        loss is no number, or there are fewer GPUs than processes.
 
     Examples
     --------
@@ -123,58 +140,157 @@ def pretrain(
     >>> list(adata.obsm["region_history"])
     ['0', '1']
     """
-    from ..model import HibioModel
-    from ..train import Pairs, Regions, fit
+    from ..model import load
+    from ..train import Engine, joined
 
     config, values = _configuration(image_encoder, epochs, recipe, mpp)
-    device, seed = resolve_device(device), as_seed(rng)
-    adatas = _sources(adata, layer, library_key)
-    if isinstance(adatas, Corpus):
-        layer, library_key = adatas.layer, adatas.library_key
+    engine, device, seed = Engine.of(engine), resolve_device(device), as_seed(rng)
     gene_sets = datasets.gene_sets(pathways) if pathways is not None and values.lambda2 > 0 else None
-    _tell_levels(values, gene_sets)
-    vocabulary = _vocabulary(adatas, values.min_spots, layer, library_key)
-    options: Any = {"n_genes": values.n_genes, "selection": values.selection, "layer": layer}
-    options |= {"vocabulary": vocabulary, "library_key": library_key}
-    each = adatas.map(_parts, **options) if isinstance(adatas, Corpus) else (_parts(a, **options) for a in adatas)
-    slides, sentences, of_slides = zip(*each, strict=True)
-    words = {(number, slide): found for number, part in enumerate(of_slides) for slide, found in part.items()}
-    model = HibioModel(config, vocabulary, metadata=list(vocabulary.metadata), rng=seed)
-    _check_length(model, values.n_genes, words)
-    spots = _spots(slides, sentences)
-    values = values.updated({"batch_size": min(values.batch_size, len(spots.sentences))})
-    anchors = None if gene_sets is None else _anchors(gene_sets, model, spots.sentences, values, seed)
-    regions = None
-    if values.lambda3 > 0:
-        regions = Regions(spots.slide, spots.xy, n_neighbors=values.n_neighbors, seed=seed)
+    with joined(device) as ranks, _first_speaks(ranks), _folder(run, ranks) as (folder, kept):
+        if kept is not None:
+            asked = {"model": config.to_dict(), "recipe": values.to_dict(), "seed": seed, "pathways": _named(gene_sets)}
+            kept.check("configuration", asked, write=ranks.first, mend="Ask for the same, or name another folder.")
+            if kept.finished:
+                logger.info("the run in %s is finished; this is its model", folder)
+                return load(kept.model, device=device)
+        _tell_levels(values, gene_sets)
+        adatas = sources(adata, layer, library_key, unreadable=engine.unreadable)
+        held_out = None if validation is None else sources(validation, layer, library_key)
+        if isinstance(adatas, Corpus):
+            layer, library_key = adatas.layer, adatas.library_key
+        vocabulary = _vocabulary(adatas, ranks, values.min_spots, layer, library_key)
+        options: Any = {"n_genes": values.n_genes, "layer": layer, "library_key": library_key, "vocabulary": vocabulary}
+        spots = Spots.collected(adatas, ranks, selection=values.selection, **options)
+        measured = None
+        if held_out is not None:
+            measured = Spots.collected(held_out, ranks, selection=values.selection, **options)
+            _check_apart(spots, measured)
+        model, history = _trained(
+            config, values, seed, spots, measured, vocabulary=vocabulary, gene_sets=gene_sets, engine=engine,
+            ranks=ranks, folder=folder, run=kept, device=device,
+        )  # fmt: skip
+    if history is not None and not isinstance(adatas, Corpus):
+        _write_history(adatas, *history, values)
+    return model.to(device).eval()
 
-    with tempfile.TemporaryDirectory(prefix="hibiost-") as folder:
-        patches = _patches(model, spots, values.shift, Path(folder))
-        history, renewals = fit(
-            model,
-            Pairs(patches, _tokens(model, spots, words)),
-            recipe=values,
-            seed=seed,
-            pathways=anchors,
-            regions=regions,
-            n_workers=n_workers,
-            accelerator=device,
-            progress=settings.progress,
-        )
-        del patches
+
+def _trained(
+    config: ModelConfig,
+    recipe: Recipe,
+    seed: int,
+    spots: Spots,
+    measured: Spots | None,
+    *,
+    vocabulary: Vocabulary,
+    gene_sets: GeneSets | None,
+    engine: Engine,
+    ranks: Ranks,
+    folder: Path,
+    run: Run | None,
+    device: str,
+) -> tuple[HibioModel, tuple[Spots, dict[int, np.ndarray]] | None]:
+    """The model, and the spots it was trained on with the history of their regions, where there is one."""
+    from ..model import HibioModel
+    from ..train import Regions, fit
+
+    if len(spots) < 2:
+        raise DataError(f"{len(spots)} spots have a sentence; contrastive training needs two or more.")
+    model = HibioModel(config, vocabulary, metadata=list(vocabulary.metadata), rng=seed)
+    _check_length(model, recipe.n_genes, words_of(spots))
+    pairs, spots = _pairs(spots, folder, model, ranks, recipe.shift, engine, run)
+    recipe = recipe.updated({"batch_size": _batch_size(recipe.batch_size, len(pairs))})
+    anchors = None if gene_sets is None else _anchors(gene_sets, model, spots.sentences, recipe, seed)
+    regions = None
+    if recipe.lambda3 > 0:
+        regions = Regions(spots.slide, spots.xy, n_neighbors=recipe.n_neighbors, seed=seed)
+    validation = None
+    if measured is not None:
+        validation = decoded(measured, folder / "validation.uint8", model, ranks)[0], measured.slide
+    history, renewals = fit(
+        model,
+        pairs,
+        recipe=recipe,
+        seed=seed,
+        pathways=anchors,
+        regions=regions,
+        validation=validation,
+        engine=engine,
+        run=run,
+        accelerator=device,
+        progress=settings.progress,
+    )
     model.training_info = {
         "seed": seed,
-        "n_spots": len(spots.sentences),
+        "n_spots": len(spots),
         "slides": [slide.library_id for slide in spots.slides],
-        "mpp": _median_mpp(slides),
-        "pathways": None if gene_sets is None else dict(gene_sets.source),
-        "recipe": values.to_dict(),
+        "mpp": spots.median_mpp,
+        "pathways": _named(gene_sets),
+        "recipe": recipe.to_dict(),
         "history": history,
         "regions": renewals,
     }
-    if regions is not None and renewals and not isinstance(adatas, Corpus):
-        _write_history(adatas, spots, regions.history, values)
-    return model.to(device).eval()
+    if run is not None and ranks.first:
+        model.save(run.model)
+        run.clear()
+    ranks.wait()
+    return model, (spots, regions.history) if regions is not None and renewals else None
+
+
+def _named(gene_sets: GeneSets | None) -> dict[str, Any] | None:
+    return None if gene_sets is None else dict(gene_sets.source)
+
+
+@contextmanager
+def _first_speaks(ranks: Ranks) -> Iterator[None]:
+    """Messages and bars of one process only."""
+    quiet: dict[str, Any] = {} if ranks.first else {"verbosity": "error", "progress": False}
+    with settings.override(**quiet):
+        yield
+
+
+@contextmanager
+def _folder(run: str | os.PathLike[str] | None, ranks: Ranks) -> Iterator[tuple[Path, Run | None]]:
+    """Where patches go: the folder of the run, or a temporary one."""
+    from ..train import Run
+
+    if run is not None:
+        kept = Run(Path(run).expanduser())
+        yield kept.folder, kept
+        return
+    if ranks.size > 1:
+        raise RunError(f"{ranks.size} processes train together; give them a folder that all of them see: run='...'.")
+    with tempfile.TemporaryDirectory(prefix="hibiost-") as folder:
+        yield Path(folder), None
+
+
+def _pairs(
+    spots: Spots, folder: Path, model: HibioModel, ranks: Ranks, shift: float, engine: Engine, run: Run | None
+) -> tuple[Pairs, Spots]:
+    """The training pairs; of a run that goes on, they have to be those it began with."""
+    mend = "Train on the same data, or name another folder."
+    if run is not None:
+        run.check("data", spots.fingerprints(spots.tokens(model)), write=ranks.first, mend=mend)
+    pairs, kept, crcs = decoded(
+        spots, folder / "patches.uint8", model, ranks, shift=shift, unreadable=engine.unreadable
+    )
+    if run is not None:
+        run.check("patches", crcs, write=ranks.first, mend=mend)
+    return pairs, kept
+
+
+def _batch_size(asked: int, n_spots: int) -> int:
+    if asked > n_spots:
+        logger.warning("a batch of %d spots is more than there are: all %d are one batch", asked, n_spots)
+    return min(asked, n_spots)
+
+
+def _check_apart(spots: Spots, measured: Spots) -> None:
+    """Refuse to measure on slides that are trained on."""
+    trained_on = {slide.library_id for slide in spots.slides}
+    if both := sorted(trained_on & {slide.library_id for slide in measured.slides}):
+        raise DataError(
+            f"{len(both)} slides are trained on and in validation=, such as {both[0]!r}; leave them out of one of the two."
+        )
 
 
 def _configuration(
@@ -203,42 +319,16 @@ def _tell_levels(recipe: Recipe, gene_sets: GeneSets | None) -> None:
         )
 
 
-def _sources(adata: Any, layer: str | None, library_key: str) -> list[AnnData] | Corpus:
-    """AnnData as they are; files as a corpus, checked, of which one slide is in memory at a time."""
-    several = [adata] if isinstance(adata, str | os.PathLike) else adata
-    if isinstance(several, Sequence):
-        if not several:
-            raise DataError("no AnnData to train on; the list is empty.")
-        if not any(isinstance(each, str | os.PathLike) for each in several):
-            return list(several)
-        several = Corpus(several, layer=layer, library_key=library_key)
-    if not isinstance(several, Corpus):
-        return [several]
-    several.check()
-    return several
-
-
-def _vocabulary(adatas: list[AnnData] | Corpus, min_spots: int, layer: str | None, library_key: str) -> Vocabulary:
+def _vocabulary(
+    adatas: list[AnnData] | Corpus, ranks: Ranks, min_spots: int, layer: str | None, library_key: str
+) -> Vocabulary:
     if isinstance(adatas, Corpus):
-        return adatas.vocabulary(min_spots=min_spots)
+        own = of_each(adatas, ranks, lambda corpus: [corpus.vocabulary(min_spots=0)])
+        return Vocabulary.merge(own, min_spots=min_spots)
     slides = [inputs.libraries(adata, library_key) for adata in adatas]
     counts = (inputs.slide_counts(a, inputs.counts(a, layer), rows) for a, rows in zip(adatas, slides, strict=True))
     words = sum(map(inputs.spots_by_word, adatas, slides), Counter[str]())
     return Vocabulary.fit(chain.from_iterable(counts), min_spots=min_spots, metadata=words)
-
-
-def _parts(
-    adata: AnnData, *, library_key: str, **options: Any
-) -> tuple[list[inputs.Slide], np.ndarray, dict[str, list[str]]]:
-    """What training takes from an AnnData: its slides, the sentences of its spots, the metadata words of each slide."""
-    slides = inputs.slides(adata, library_key)
-    words = {slide.library_id: metadata_words(inputs.slide_metadata(adata, slide.library_id)) for slide in slides}
-    return slides, new_sentences(adata, library_key=library_key, **options), words
-
-
-def _median_mpp(slides: Sequence[Sequence[inputs.Slide]]) -> float | None:
-    known = [slide.mpp for part in slides for slide in part if slide.mpp is not None]
-    return float(np.median(known)) if known else None
 
 
 def _check_length(model: HibioModel, n_genes: int, words: Mapping[Any, Sequence[str]]) -> None:
@@ -249,43 +339,6 @@ def _check_length(model: HibioModel, n_genes: int, words: Mapping[Any, Sequence[
             f"room for {room} beside start, metadata and end; use fewer n_genes in the recipe, or a configuration with "
             "a longer context_length in text_cfg."
         )
-
-
-@dataclass(frozen=True)
-class _Spots:
-    """The training spots: those with a sentence, slide after slide."""
-
-    slides: list[inputs.Slide]
-    """Each with its training spots only."""
-    source: np.ndarray
-    """The AnnData of each slide."""
-    sentences: np.ndarray
-
-    @property
-    def slide(self) -> np.ndarray:
-        """The slide of each spot."""
-        return np.repeat(np.arange(len(self.slides)), [len(slide.rows) for slide in self.slides])
-
-    @property
-    def xy(self) -> np.ndarray:
-        return np.concatenate([slide.xy for slide in self.slides])
-
-
-def _spots(slides: Sequence[Sequence[inputs.Slide]], sentences: Sequence[np.ndarray]) -> _Spots:
-    chosen, source, tables = [], [], []
-    for number, part in enumerate(slides):
-        for slide in part:
-            spoken = (sentences[number][slide.rows] >= 0).any(axis=1)
-            chosen.append(replace(slide, rows=slide.rows[spoken], xy=slide.xy[spoken]))
-            source.append(number)
-            tables.append(sentences[number][slide.rows[spoken]])
-    spots = _Spots(chosen, np.array(source), np.concatenate(tables))
-    silent = sum(map(len, sentences)) - len(spots.sentences)
-    if silent:
-        logger.info("%d spots without a single keyword gene are left out of training", silent)
-    if len(spots.sentences) < 2:
-        raise DataError(f"{len(spots.sentences)} spots have a sentence; contrastive training needs two or more.")
-    return spots
 
 
 def _anchors(
@@ -312,38 +365,7 @@ def _anchors(
         )
 
 
-def _tokens(model: HibioModel, spots: _Spots, words: Mapping[tuple[int, str], Sequence[str]]) -> np.ndarray:
-    ends = np.cumsum([len(slide.rows) for slide in spots.slides])[:-1]
-    tables = np.split(spots.sentences, ends)
-    return np.concatenate(
-        [
-            model.tokenizer(table, words[int(number), slide.library_id])
-            for table, number, slide in zip(tables, spots.source, spots.slides, strict=True)
-        ]
-    )
-
-
-def _patches(model: HibioModel, spots: _Spots, shift: float, folder: Path) -> np.ndarray:
-    """Patches with a margin for shifts, on disk."""
-    from tqdm.auto import tqdm
-
-    from ..train import store_patches
-
-    config, n_spots = model.config, len(spots.sentences)
-    side = config.image_size + 2 * round(shift * config.image_size)
-    window = round(config.patch_size * side / config.image_size)
-    batches = inputs.numbered_patches(spots.slides, size=window, mpp=config.mpp, output=side)
-    with tqdm(total=n_spots, desc="read patches", unit="spot", disable=not settings.progress) as bar:
-
-        def counted() -> Iterator[np.ndarray]:
-            for _, patches in batches:
-                yield patches
-                bar.update(len(patches))
-
-        return store_patches(counted(), n_spots, side, folder / "patches.uint8")
-
-
-def _write_history(adatas: Sequence[AnnData], spots: _Spots, history: Mapping[int, np.ndarray], recipe: Recipe) -> None:
+def _write_history(adatas: Sequence[AnnData], spots: Spots, history: Mapping[int, np.ndarray], recipe: Recipe) -> None:
     for number, adata in enumerate(adatas):
         of_adata = spots.source[spots.slide] == number
         rows = np.concatenate([spots.slides[place].rows for place in np.flatnonzero(spots.source == number)])

@@ -4,8 +4,10 @@ from .data import Pairs
 from .engine import Engine
 from .fit import fit
 from .pathways import PathwayAnchors
+from .ranks import Ranks, joined
 from .recipe import Recipe
 from .regions import Regions
 from .run import Run
+from .store import PatchStore
 
-__all__ = ["Engine", "Pairs", "PathwayAnchors", "Recipe", "Regions", "Run", "fit"]
+__all__ = ["Engine", "PatchStore", "Pairs", "PathwayAnchors", "Ranks", "Recipe", "Regions", "Run", "fit", "joined"]

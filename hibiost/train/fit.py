@@ -226,8 +226,8 @@ def _run(trainer: lightning.Trainer, task: Alignment, loader: DataLoader[Any], c
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(task, loader, ckpt_path=checkpoint)
-    except SystemExit:
-        if not trainer.interrupted:
+    except SystemExit as exit_:
+        if not (trainer.interrupted and exit_.code == 1):
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None

@@ -34,7 +34,7 @@ def test_it_learns_what_the_sections_hold(embedded):
 def test_same_seed_same_weights_and_the_data_stay_as_they_were(reference, tiny, unchanged):
     with unchanged(reference):
         prints = [
-            train(reference, tiny, rng=seed, n_workers=workers).fingerprint()
+            train(reference, tiny, rng=seed, engine={"n_workers": workers}).fingerprint()
             for seed, workers in ((0, 0), (0, 1), (1, 0))
         ]
     assert prints[0] == prints[1] != prints[2]
