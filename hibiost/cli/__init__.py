@@ -30,6 +30,25 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=int, help="training epochs (default: the preset's)")
     demo.add_argument("--image-encoder", default="ResNet-10", help="model preset (%(default)s)")
     demo.add_argument("--synthetic", action="store_true", help="use synthetic tissue even where the data are there")
+    pretrain = commands.add_parser(
+        "pretrain",
+        help="train a model as a configuration file says",
+        description=(
+            "What hibiost.tl.pretrain does, from a TOML file: data and run, and as wanted select, validation, "
+            "image_encoder, mpp, pathways, layer, library_key, device, seed and the tables [recipe] and [engine]. The "
+            "same command goes on where a run was stopped. On several GPUs or machines: torchrun --nproc-per-node N -m "
+            "hibiost pretrain config.toml, or srun with a task for each GPU."
+        ),
+    )
+    pretrain.add_argument("config", type=Path, help="the configuration file")
+    pretrain.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="instead of what the file says, such as recipe.epochs=20; may be given again",
+    )
     return parser
 
 
@@ -46,17 +65,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit status: 0, or 1 with a message on stderr where hibiost refuses.
     """
     arguments = _parser().parse_args(argv)
-    from .demo import demo
-
     try:
-        demo(
-            arguments.out,
-            seed=arguments.seed,
-            epochs=arguments.epochs,
-            image_encoder=arguments.image_encoder,
-            synthetic=arguments.synthetic,
-        )
+        _run(arguments)
     except HibiostError as error:
         print(f"hibiost: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "pretrain":
+        from .pretrain import Configuration, pretrain
+
+        pretrain(Configuration.read(arguments.config, arguments.overrides))
+        return
+    from .demo import demo
+
+    demo(
+        arguments.out,
+        seed=arguments.seed,
+        epochs=arguments.epochs,
+        image_encoder=arguments.image_encoder,
+        synthetic=arguments.synthetic,
+    )

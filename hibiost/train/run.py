@@ -32,8 +32,8 @@ class Run:
         ``checkpoint.pt``: all that training needs to go on.
     metrics
         ``metrics.jsonl``: a JSON object a line.
-    patches
-        ``patches.uint8``: the patches of the training spots, while training lasts.
+    patches, validation
+        ``patches.uint8`` and ``validation.uint8``: the patches of the spots, while training lasts.
     model
         ``model``: the trained model, once it is.
     """
@@ -45,7 +45,8 @@ class Run:
             raise RunError(f"{folder} cannot be a run's folder ({error}); name another one with run=.") from error
         self.folder = folder
         self.description, self.checkpoint = folder / "run.json", folder / "checkpoint.pt"
-        self.metrics, self.patches, self.model = folder / "metrics.jsonl", folder / "patches.uint8", folder / "model"
+        self.metrics, self.model = folder / "metrics.jsonl", folder / "model"
+        self.patches, self.validation = folder / "patches.uint8", folder / "validation.uint8"
 
     @property
     def finished(self) -> bool:
@@ -112,7 +113,8 @@ class Run:
 
     def clear(self) -> None:
         """Remove what only an unfinished run needs."""
-        for path in (self.checkpoint, self.patches):
+        stores = [self.patches, self.validation]
+        for path in (self.checkpoint, *stores, *(store.with_suffix(".json") for store in stores)):
             path.unlink(missing_ok=True)
 
 

@@ -1,0 +1,163 @@
+"""``hibiost pretrain``: what :func:`hibiost.tl.pretrain` does, from a configuration file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import hibiost as hb
+
+from .._files import replacing
+from ..errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What ``config.toml`` may hold; all but ``data`` and ``run`` are as in :func:`hibiost.tl.pretrain`.
+
+    Parameters
+    ----------
+    data
+        A folder in HEST-1k's layout, or a list of such folders, ``.h5ad`` files and ``.zarr`` folders.
+    run
+        Folder of the run.
+    select
+        Condition on the columns of :attr:`hibiost.io.Corpus.index`: the slides to use.
+    validation
+        Condition on the same columns: slides to measure retrieval on, which are not trained on.
+    """
+
+    data: str | list[str]
+    run: str
+    select: str | None = None
+    validation: str | None = None
+    image_encoder: str = "ViT-B-16"
+    mpp: float | None = None
+    pathways: str | None = None
+    layer: str | None = None
+    library_key: str = "library_id"
+    device: str = "auto"
+    seed: int = 0
+    recipe: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> Configuration:
+        """Read a TOML file, and put ``key=value`` in place of what it says.
+
+        Raises
+        ------
+        DataError
+            The file cannot be read; a key is unknown, missing, or of another type.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"no configuration at {path} ({error}).") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is no TOML ({error}); a line reads: key = value, text in quotes.") from error
+        for override in overrides:
+            _set(values, override)
+        return cls.of(values)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Configuration:
+        """Checked; unknown keys are refused."""
+        types = get_type_hints(cls)
+        for key, value in values.items():
+            if key not in types:
+                raise DataError(f"a configuration has no {key!r}; it has {sorted(types)}.{nearest(key, types)}")
+            if not _fits(value, types[key]):
+                raise DataError(f"{key} is {value!r}; expected {_spelled(types[key])}.")
+        if absent := [name for name in ("data", "run") if name not in values]:
+            raise DataError(f"the configuration lacks {absent[0]!r}: {_HINTS[absent[0]]}")
+        return cls(**values)
+
+    def write(self, path: Path) -> None:
+        """Write as TOML, paths absolute: the file repeats the run from anywhere."""
+        values = asdict(self)
+        listed = [self.data] if isinstance(self.data, str) else self.data
+        values["data"], values["run"] = [os.path.abspath(each) for each in listed], os.path.abspath(self.run)
+        if self.pathways is not None and os.path.exists(self.pathways):
+            values["pathways"] = os.path.abspath(self.pathways)
+        tables = {name: values.pop(name) for name in ("recipe", "engine")}
+        lines = _lines(values)
+        for name, table in tables.items():
+            lines += ["", f"[{name}]", *_lines(table)] if table else []
+        with replacing(path) as file:
+            file.write(("\n".join(lines) + "\n").encode())
+
+
+_HINTS = {
+    "data": "data = 'folder' (in HEST-1k's layout), or a list of .h5ad files and .zarr folders.",
+    "run": "run = 'folder', for checkpoints, metrics and the model.",
+}
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise DataError(f"--set {override!r}; expected key=value, such as recipe.epochs=20.")
+    *tables, name = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise DataError(f"--set {override!r}: {table!r} is no table.")
+    try:
+        values[name] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[name] = text
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float)
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def _spelled(kind: Any) -> str:
+    names = {str: "text", float: "a number", int: "a whole number", list[str]: "a list of texts", dict[str, Any]: "a table"}
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return " or ".join(names[each] for each in kinds if each in names)
+
+
+def _lines(values: Mapping[str, Any]) -> list[str]:
+    """Text, numbers, truth values and lists of them: JSON writes them as TOML does."""
+    return [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+
+
+def pretrain(configuration: Configuration) -> None:
+    """Train, or go on training; alone, or as one of the processes of torchrun or Slurm."""
+    from ..tl._resolve import resolve_device
+    from ..train import Run, joined
+
+    device = resolve_device(configuration.device)
+    with joined(device) as ranks:
+        run = Run(Path(configuration.run))
+        corpus = hb.io.Corpus(configuration.data, layer=configuration.layer, library_key=configuration.library_key)
+        if configuration.select is not None:
+            corpus = corpus.select(configuration.select)
+        validation = None
+        if configuration.validation is not None:
+            validation = corpus.select(configuration.validation)
+            corpus = corpus.select(~corpus.index.index.isin(validation.index.index))
+        options = {f.name: getattr(configuration, f.name) for f in fields(Configuration)}
+        for name in ("data", "select", "seed"):
+            options.pop(name)
+        hb.tl.pretrain(corpus, **{**options, "validation": validation, "device": device}, rng=configuration.seed)
+        if ranks.first:
+            configuration.write(run.folder / "config.toml")
+            configuration.write(run.model / "config.toml")
+            print(f"The model is in {run.model.resolve()}. To use it: export HIBIOST_MODEL={run.model.resolve()}")
