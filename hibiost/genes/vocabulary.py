@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .._files import replacing
 from ..errors import DataError
 from .tfidf import document_frequency, idf
 
@@ -243,18 +243,16 @@ class Vocabulary:
         Returns
         -------
         The file.
+
+        Raises
+        ------
+        DataError
+            The file cannot be written.
         """
         path = Path(path).expanduser()
         content = json.dumps({"format": FORMAT, **self.to_dict()}, ensure_ascii=False)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(content)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacing(path) as part:
+            part.write_text(content, encoding="utf-8")
         return path
 
     @classmethod

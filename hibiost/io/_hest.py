@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 
 from .. import inputs, keys
+from .._files import make_folder, replacing
 from ..errors import DataError, nearest
 from ..images import PatchFile, pixel_size
 from ..inputs import half_pitch
 from ..settings import logger
 from ._build import PixelSize, one_slide
 from ._patchfiles import check_file_name, save_patches
-from ._tenx import reading
+from ._reading import reading
 
 CONTROL = re.compile(
     r"BLANK_|NegControl|antisense_|DEPRECATED_|DeprecatedCodeword|UnassignedCodeword|Intergenic_Region", re.IGNORECASE
@@ -344,6 +344,7 @@ def write_hest(
     Each slide becomes a sample by the name of its ``library_id``. Every file is complete or not there; ``st`` comes
     last, so that a sample that is there is complete. The full-resolution image is not copied: the metadata name its
     path (``source_image_path``), and a file or link ``wsis/<library_id>.tif`` goes before it when the sample is read.
+    Memory: beside ``adata``, a slide and its file.
 
     Parameters
     ----------
@@ -397,7 +398,7 @@ def write_hest(
     libraries = inputs.libraries(adata, library_key)
     _check_target(root, list(libraries), overwrite=overwrite)
     for name in ("metadata", "st"):
-        (root / name).mkdir(parents=True, exist_ok=True)
+        make_folder(root / name)
     if patches:
         options: Any = {"size": HEST_SIZE, "mpp": HEST_MPP, "batch_size": 64, "overwrite": overwrite}
         save_patches(inputs.slides(adata, library_key), root / "patches", **options)
@@ -408,13 +409,22 @@ def write_hest(
         part.uns[keys.SPATIAL] = {"ST": _entry(entry)}
         part.obs = part.obs.assign(**dict(zip(PIXELS, xy[rows].T, strict=True)))
         part.obs = part.obs if "in_tissue" in part.obs else part.obs.assign(in_tissue=1)
-        with _replacing(root / "metadata" / f"{library_id}.json") as path:
-            content = _metadata(part, entry, library_id)
-            text = json.dumps(content, indent=1, ensure_ascii=False, default=lambda value: np.asarray(value).tolist())
-            path.write_text(text, encoding="utf-8")
-        with _replacing(root / "st" / f"{library_id}.h5ad") as path:
-            part.write_h5ad(path)
+        content = _metadata(part, entry, library_id)
+        text = json.dumps(content, indent=1, ensure_ascii=False, default=lambda value: np.asarray(value).tolist())
+        with replacing(root / "st" / f"{library_id}.h5ad") as path:
+            path.write_bytes(_as_h5ad(part))
+            with replacing(root / "metadata" / f"{library_id}.json") as beside:
+                beside.write_text(text, encoding="utf-8")
     logger.info("wrote %d samples of %d spots to %s.", len(libraries), adata.n_obs, root)
+
+
+def _as_h5ad(adata: AnnData) -> memoryview:
+    """The content of an AnnData file, made in memory: HDF5 ends the process where the disk is full."""
+    adata.strings_to_categoricals()
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        ad.io.write_elem(file, "/", adata)
+    return content.getbuffer()
 
 
 def _check_target(root: Path, samples: list[str], *, overwrite: bool) -> None:
@@ -449,18 +459,3 @@ def _metadata(adata: AnnData, entry: dict[str, Any], library_id: str) -> dict[st
         metadata[keys.PATIENT] = str(patients[0])
     under = int((adata.obs["in_tissue"] == 1).sum())
     return {**metadata, "id": library_id, "spots_under_tissue": under, "adata_nb_col": adata.n_vars}
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path``, which it replaces once it is complete, and only then."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}); free some space or choose another folder.") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ from ._hest import (
     read_metadata,
     spatial_entry,
 )
-from ._tenx import reading
+from ._reading import is_zarr, reading
 
 SAMPLE = 30_000
 """Stored counts of a source that are looked at: a third each at the beginning, the middle and the end."""
@@ -82,7 +82,7 @@ class Source:
             adata = read_hest(self.root, self.name, patches=patches)
             adata.obs[self.library_key] = adata.obs[keys.LIBRARY]
             return adata
-        with _reading(self.place):
+        with reading(self.place, "an AnnData file"):
             adata = ad.read_zarr(self.place) if self.place.is_dir() else ad.read_h5ad(self.place)
         return self.named(adata)
 
@@ -103,7 +103,7 @@ class Source:
         """What surrounds the counts, and some of them; what is absent is told by the checks that need it."""
         if isinstance(self.place, AnnData):
             return _header_in_memory(self.place, layer, problems)
-        with _reading(self.place), _opened(self.place) as group:
+        with reading(self.place, "an AnnData file"), _opened(self.place) as group:
             header = _stored_header(self, group, layer, problems)
         return self._with_files(header, problems) if self.hest else header
 
@@ -311,27 +311,11 @@ def _header_in_memory(adata: AnnData, layer: str | None, problems: list[Problem]
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    if not path.is_dir():
-        with reading(path, "an AnnData file"):
-            yield
-        return
-    try:
-        yield
-    except HibiostError:
-        raise
-    except _UNREADABLE as error:
-        raise DataError(
-            f"{path} cannot be read as an AnnData of write_zarr ({type(error).__name__}: {error}); is it complete?"
-        ) from error
-
-
-@contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
         import zarr
 
-        if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+        if not is_zarr(path):
             raise DataError(
                 f"{path} is neither a zarr store nor a folder in HEST's layout (st/<sample>.h5ad); it holds "
                 f"{sorted(os.listdir(path))[:5]}."

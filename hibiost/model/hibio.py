@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._files import make_folder, replacing
 from .._random import RNG, seed
 from ..errors import ModelError, nearest
 from ..genes import Vocabulary
@@ -171,11 +171,15 @@ class HibioModel(nn.Module):
         Returns
         -------
         The folder.
+
+        Raises
+        ------
+        DataError
+            The folder or a file cannot be written.
         """
         from safetensors.torch import save as to_bytes
 
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         description = {
             "format_version": FORMAT_VERSION,
@@ -185,21 +189,12 @@ class HibioModel(nn.Module):
             "metadata": self.tokenizer.metadata,
             "training": self.training_info,
         }
-        _replace(folder / _WEIGHTS, to_bytes(weights))
-        _replace(folder / _CONFIG, json.dumps(description, indent=1).encode())
+        make_folder(folder)
+        with replacing(folder / _WEIGHTS) as part:
+            part.write_bytes(to_bytes(weights))
+        with replacing(folder / _CONFIG) as part:
+            part.write_text(json.dumps(description, indent=1), encoding="utf-8")
         return folder
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def untrained(model: HibioModel, *, rng: RNG = 0) -> HibioModel:
