@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import DataError
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:  # the latter of HDF5
         raise _unwritable(path, error) from error
     finally:
-        if part.is_file():
+        with suppress(OSError):
             part.unlink()
 
 

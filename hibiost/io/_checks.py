@@ -37,7 +37,7 @@ def warn_background(adata: AnnData, library_id: str) -> None:
     """
     entry = adata.uns[keys.SPATIAL][library_id]
     scale = entry["scalefactors"].get("tissue_hires_scalef")
-    if "hires" not in entry["images"] or scale is None:
+    if "hires" not in entry["images"] or scale is None or not scale > 0:
         return
     mpp = entry["metadata"].get("mpp")
     with open_image(entry["images"]["hires"]) as source:

@@ -176,15 +176,19 @@ def read_h5ad(path: Path) -> AnnData:
     obs, var = parts["obs"], parts["var"]
     obs.index, var.index = (pd.Index(table.index.astype(str), name=None) for table in (obs, var))
     var.index = _unique(var.index, path)
-    if obs.index.has_duplicates:
-        twice = obs.index[obs.index.duplicated()]
-        raise DataError(f"{path}: {len(twice)} barcodes occur more than once, such as {twice[0]!r}; fetch it again.")
+    _check_barcodes(obs.index, path, "fetch it again")
     if keys.SPATIAL not in parts.get("obsm", {}):
         absent = [column for column in PIXELS if column not in obs]
         if absent:
             raise DataError(f"{path} has neither obsm['spatial'] nor obs[{absent[0]!r}]; expected the spots' centres.")
         parts.setdefault("obsm", {})[keys.SPATIAL] = obs[list(PIXELS)].to_numpy()
     return AnnData(counts.astype(np.float32), **parts)
+
+
+def _check_barcodes(names: pd.Index, where: Any, mend: str) -> None:
+    if names.has_duplicates:
+        twice = names[names.duplicated()]
+        raise DataError(f"{where}: {len(twice)} barcodes occur more than once, such as {str(twice[0])!r}; {mend}.")
 
 
 def _unique(names: pd.Index, where: Any) -> pd.Index:
@@ -379,7 +383,8 @@ def write_hest(
     Raises
     ------
     DataError
-        Counts or coordinates absent or unusable, a sample is there already, or a file cannot be written (disk full).
+        Counts or coordinates absent or unusable, barcodes of a slide that occur twice, a sample that is there already,
+        or a file cannot be written (disk full).
     ImageError
         ``patches=True``, and an image is absent or unreadable, or a patch file cannot be written.
 
@@ -397,11 +402,14 @@ def write_hest(
     counts, xy = inputs.counts(adata, layer), inputs.coordinates(adata)
     libraries = inputs.libraries(adata, library_key)
     _check_target(root, list(libraries), overwrite=overwrite)
+    for library_id, rows in libraries.items():
+        _check_barcodes(adata.obs_names[rows], f"slide {library_id!r}", "rename them: adata.obs_names_make_unique()")
+    slides = inputs.slides(adata, library_key) if patches else []
     for name in ("metadata", "st"):
         make_folder(root / name)
     if patches:
         options: Any = {"size": HEST_SIZE, "mpp": HEST_MPP, "batch_size": 64, "overwrite": overwrite}
-        save_patches(inputs.slides(adata, library_key), root / "patches", **options)
+        save_patches(slides, root / "patches", **options)
     for library_id, rows in libraries.items():
         part = adata[rows].copy()
         part.X = counts[rows]

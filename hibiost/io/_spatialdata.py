@@ -126,7 +126,11 @@ def from_spatialdata(
 
 def _spots(sdata: SpatialData, table_key: str | None, image_key: str | Mapping[str, str] | None) -> AnnData:
     """The table, with counts in CSR and without what only a SpatialData object needs."""
-    _, table = pick_table(sdata, table_key)
+    name, table = pick_table(sdata, table_key)
+    if table.X is None:
+        raise DataError(
+            f"the table {name!r} holds no counts (X); expected spots x genes: set X, or name another table."
+        )
     adata = as_anndata(sdata, table_key=table_key, image_key=image_key)
     adata.X = sparse.csr_matrix(table.X, dtype=np.float32)
     instance_key = adata.uns.pop("spatialdata_attrs")["instance_key"]
@@ -196,7 +200,7 @@ def to_spatialdata(
     MissingSlotError
         There are no coordinates.
     DataError
-        Names that spatialdata refuses, spots outside the image, or spot names that occur twice.
+        Names that spatialdata refuses, or spot names that occur twice.
     ImageError
         An image is absent or unreadable.
 

@@ -22,6 +22,7 @@ from .. import inputs, keys
 from ..errors import DataError, HibiostError
 from ..genes.vocabulary import looks
 from ..images import PatchFile
+from ._checks import warn_mixed_species
 from ._hest import (
     PIXELS,
     SYMBOLS,
@@ -221,6 +222,8 @@ def survey(source: Source, layer: str | None) -> list[Surveyed]:
     if header.genes.has_duplicates and not source.hest:  # read_hest makes them unique
         twice = header.genes[header.genes.duplicated()]
         problems.append(Problem(f"{len(twice)} gene names occur more than once, such as {twice[0]!r}."))
+    with collecting(problems, f"slide {source.name!r} "):
+        warn_mixed_species(AnnData(var=pd.DataFrame(index=header.genes)), source.name)
     slides: dict[str, np.ndarray] = {}
     with collecting(problems):
         spots = header.obs.set_axis(pd.RangeIndex(len(header.obs)).astype(str))

@@ -522,9 +522,31 @@ def test_writing_refused(tmp_path):
         hb.io.write_hest(adata, tmp_path / "file")
     with pytest.raises(DataError, match="cannot be written .Not a directory.; .* choose another place"):
         hb.io.write_hest(adata, tmp_path / "file" / "corpus")
-    adata.obs["library_id"] = adata.obs["library_id"].cat.rename_categories({"tissue_0": "a/b"})
+    adata.obs["library_id"] = adata.obs["library_id"].cat.rename_categories({"tissue_0": "a" * 300})
+    with pytest.raises(DataError, match="cannot be written .File name too long."):
+        hb.io.write_hest(adata, tmp_path / "long")
+    adata.obs["library_id"] = adata.obs["library_id"].cat.rename_categories({"a" * 300: "a/b"})
     with pytest.raises(DataError, match="'a/b', which is no name for a file"):
         hb.io.write_hest(adata, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_barcodes_that_occur_twice_are_not_written(tmp_path):
+    adata = hb.datasets.tissue(60, n_slides=2)
+    names = [f"{i % 60}" for i in range(adata.n_obs)]
+    names[1] = "0"
+    with pytest.warns(UserWarning, match="not unique"):
+        adata.obs_names = names
+    with pytest.raises(DataError, match=r"slide 'tissue_0': 1 barcodes occur more than once, such as '0'; rename them"):
+        hb.io.write_hest(adata, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_spots_outside_the_image_leave_no_folder(tmp_path):
+    adata = hb.datasets.tissue(60)
+    adata.obsm["spatial"] *= 10
+    with pytest.raises(DataError, match="60 of 60 spots .* lie outside"):
+        hb.io.write_hest(adata, tmp_path / "corpus", patches=True)
     assert not (tmp_path / "corpus").exists()
 
 

@@ -425,6 +425,13 @@ def test_tables_that_do_not_fit_their_shapes():
         hb.io.from_spatialdata(data)
 
 
+def test_a_table_without_counts(section):
+    sdata = hb.io.to_spatialdata(section)
+    sdata["table"].X = None
+    with pytest.raises(DataError, match=r"the table 'table' holds no counts \(X\)"):
+        hb.io.from_spatialdata(sdata)
+
+
 def test_labels_are_no_shapes():
     labels = Labels2DModel.parse(np.ones((240, 300), np.int64), dims=("y", "x"), transformations={"global": Identity()})
     with pytest.raises(DataError, match=r"region 's1' is none of the shapes \[\].*to_circles"):

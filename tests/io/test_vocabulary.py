@@ -265,6 +265,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         (lambda a: a.X.data.__setitem__(-1, np.nan), "1 NaN"),
         (lambda a: setattr(a, "var_names", ["A", "A", "B", "C"]), r"1 gene names occur more than once .*\['A'\]"),
         (lambda a: setattr(a, "X", None), "X is empty"),
+        (lambda a: setattr(a, "var_names", [f"{16 * base}-1" for base in "ACGT"]), "'A{16}-1': .* looks transposed"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
