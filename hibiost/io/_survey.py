@@ -183,7 +183,7 @@ class collecting:
         self._caught = warnings.catch_warnings(record=True)
 
     def __enter__(self) -> None:
-        self._told = self._caught.__enter__() or []
+        self._told = self._caught.__enter__()
         warnings.simplefilter("always")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:

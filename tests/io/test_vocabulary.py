@@ -191,7 +191,7 @@ def test_workers_of_dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert hb.io.fit_vocabulary([*paths, slide("c")]).to_dict() == alone.to_dict()
         assert len(readers) == 3
         assert sum(name == threading.current_thread().name for name in readers) == 1
-        with pytest.raises(DataError, match="absent.h5ad: cannot be read"):
+        with pytest.raises(DataError, match="absent.h5ad cannot be read .*no such file"):
             hb.io.fit_vocabulary([*paths, tmp_path / "absent.h5ad"])
     readers.clear()
     assert hb.io.fit_vocabulary(paths[0]).genes == ("ACTB", "ERBB2", "MGP", "TP53")
