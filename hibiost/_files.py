@@ -1,29 +1,52 @@
-"""Files that are there whole or not at all."""
+"""Files that are complete or not there, and folders to write to."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+
+from .errors import DataError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of ``path`` once the block ends; where it fails, ``path`` stays as it was.
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, which it replaces once it is complete, and only then.
 
-    The content has reached the disk before the name does.
+    Raises
+    ------
+    DataError
+        It cannot be written: disk full, no such folder, no right to.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f"{path.name}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
+        yield part
+        with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # the latter of HDF5
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises
+    ------
+    DataError
+        A file stands in its place, or it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: Exception) -> DataError:
+    code = getattr(error, "errno", None)
+    why = str(error) if code is None else os.strerror(code)
+    return DataError(f"{path} cannot be written ({why}); free some space or choose another place.")

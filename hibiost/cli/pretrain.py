@@ -91,7 +91,7 @@ class Configuration:
         for name, table in tables.items():
             lines += ["", f"[{name}]", *_lines(table)] if table else []
         with replacing(path) as file:
-            file.write(("\n".join(lines) + "\n").encode())
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 _HINTS = {

@@ -16,9 +16,8 @@ from PIL import Image
 from scipy import sparse
 
 from .. import keys
-from ..errors import DataError, nearest
 from ..settings import logger
-from ._registry import fetch
+from ._registry import fetch, section_names
 
 DATASET = "dlpfc"
 SECTIONS = ("151673", "151674", "151675", "151676")
@@ -67,9 +66,8 @@ def dlpfc(sections: str | Sequence[str] | None = None, *, image: bool = True) ->
     ``obsm["spatial"]``
         float64, spot centres (x, y) in pixels of the full-resolution image.
     ``uns["spatial"][section]``
-        ``images["lowres"]`` (uint8, 600 x 600 px, 16 um a pixel: larger ones are not fetched; draw it with
-        ``img_key="lowres"``), the published ``scalefactors``, and ``metadata`` with ``mpp`` (micrometres per
-        full-resolution pixel, from the 100 um pitch).
+        ``images["lowres"]`` (uint8, 600 x 600 px, 16 um a pixel: larger ones are not fetched), the published
+        ``scalefactors``, and ``metadata`` with ``mpp`` (micrometres per full-resolution pixel, from the 100 um pitch).
 
     Raises
     ------
@@ -91,7 +89,9 @@ def dlpfc(sections: str | Sequence[str] | None = None, *, image: bool = True) ->
     ...
     hibiost.errors.DataError: no dlpfc section '151670'; expected '151673', '151674', '151675', '151676'...
     """
-    names = _section_names(sections)
+    names = section_names(
+        DATASET, sections, known=SECTIONS, default=SECTIONS, expected=f"{', '.join(map(repr, SECTIONS))} (str)"
+    )
     parts = {name: _read_section(name) for name in names}
     adata = ad.concat(parts, join="outer", label=keys.LIBRARY)
     adata.X.sort_indices()
@@ -104,21 +104,6 @@ def dlpfc(sections: str | Sequence[str] | None = None, *, image: bool = True) ->
     adata.uns[keys.SPATIAL] = {name: _spatial_entry(name, part, image=image) for name, part in parts.items()}
     logger.info("dlpfc: %d spots, %d genes, sections %s.", adata.n_obs, adata.n_vars, ", ".join(names))
     return adata
-
-
-def _section_names(sections: str | Sequence[str] | None) -> list[str]:
-    if sections is None:
-        return list(SECTIONS)
-    names = [sections] if isinstance(sections, str | int) else list(sections)
-    if not names:
-        raise DataError("no section given; expected at least one, such as '151673', or None for all four.")
-    for name in names:
-        if name not in SECTIONS:
-            expected = ", ".join(map(repr, SECTIONS))
-            raise DataError(f"no dlpfc section {name!r}; expected {expected} (str).{nearest(name, SECTIONS)}")
-        if names.count(name) > 1:
-            raise DataError(f"section {name!r} is named {names.count(name)} times; name it once.")
-    return names
 
 
 def _read_symbols() -> pd.Series:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from PIL import Image
 from scipy.spatial import cKDTree
 
 from .. import keys
-from ..errors import DataError, nearest
+from ..images import open_image, thumbnail
 from ..io import concat
 from ..io._st import read_table
 from ..settings import logger
-from ._registry import fetch, registry
+from ._registry import fetch, registry, section_names
 
 DATASET = "her2st"
 SECTIONS = tuple(f"{patient}{i}" for patient in "ABCDEFGH" for i in range(1, 7 if patient in "ABCD" else 4))
@@ -33,7 +30,6 @@ METADATA = {
 }
 """In the words of HEST-1k's metadata."""
 LABEL_TOLERANCE = 0.02
-THUMBNAIL_PX = 1000
 REDUCED = {"A1": 2000 / 6954, "A2": 2000 / 6966}
 """Width of the obtainable image over the width of the frame its coordinates refer to; A2's image lies in A1's frame."""
 
@@ -90,7 +86,13 @@ def her2st(sections: str | Sequence[str] | None = None, *, image: bool = True) -
     ...
     hibiost.errors.DataError: no her2st section 'X9'; expected A1-A6, B1-B6, C1-C6, D1-D6, E1-E3, F1-F3, G1-G3, H1-H3.
     """
-    names = _section_names(sections)
+    names = section_names(
+        DATASET,
+        sections,
+        known=SECTIONS,
+        default=DEFAULT,
+        expected="A1-A6, B1-B6, C1-C6, D1-D6, E1-E3, F1-F3, G1-G3, H1-H3",
+    )
     adata = concat([_read_section(name, image=image) for name in names])
     for column in (keys.PATIENT, "label", "published_cluster", "published_annotation"):
         if categories := sorted(adata.obs[column].dropna().unique()):
@@ -99,23 +101,6 @@ def her2st(sections: str | Sequence[str] | None = None, *, image: bool = True) -
             del adata.obs[column]
     logger.info("her2st: %d spots, %d genes, sections %s.", adata.n_obs, adata.n_vars, ", ".join(names))
     return adata
-
-
-def _section_names(sections: str | Sequence[str] | None) -> list[str]:
-    if sections is None:
-        return list(DEFAULT)
-    if isinstance(sections, str):
-        sections = SECTIONS if sections == "all" else [sections]
-    names = list(sections)
-    if not names:
-        raise DataError("no section given; expected at least one, such as 'C2', or None for C2-C6.")
-    for name in names:
-        if name not in SECTIONS:
-            expected = "A1-A6, B1-B6, C1-C6, D1-D6, E1-E3, F1-F3, G1-G3, H1-H3"
-            raise DataError(f"no her2st section {name!r}; expected {expected}.{nearest(name, SECTIONS)}")
-        if names.count(name) > 1:
-            raise DataError(f"section {name!r} is named {names.count(name)} times; name it once.")
-    return names
 
 
 def _read_section(name: str, *, image: bool) -> AnnData:
@@ -191,7 +176,8 @@ def _spatial_entry(name: str, mpp: float, *, image: bool) -> dict[str, Any]:
         logger.info("her2st: section %s has no public image; loaded without one.", name)
     if image and path is not None:
         file = fetch(DATASET, path)
-        entry["images"]["hires"], entry["scalefactors"]["tissue_hires_scalef"] = _thumbnail(file)
+        with open_image(file) as source:
+            entry["images"]["hires"], entry["scalefactors"]["tissue_hires_scalef"] = thumbnail(source)
         entry["metadata"]["source_image_path"] = str(file.absolute())
     return entry
 
@@ -199,15 +185,3 @@ def _spatial_entry(name: str, mpp: float, *, image: bool) -> dict[str, Any]:
 def _image_path(name: str) -> str | None:
     folders = (f"data/ST-imgs/{name[0]}/{name}/", f"app/www/imgs/{name}_")
     return next((path for path in registry(DATASET) if path.startswith(folders)), None)
-
-
-def _thumbnail(path: Path) -> tuple[np.ndarray, float]:
-    """The image at no more than ``THUMBNAIL_PX`` a side, and its scale; a JPEG is decoded at an eighth of its size."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        opened = Image.open(path)
-    with opened as picture:
-        width = picture.width
-        picture.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
-        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX, reducing_gap=None)
-        return np.asarray(picture.convert("RGB")), picture.width / width

@@ -8,10 +8,9 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import keys
-from ..errors import DataError, nearest
 from ..io import concat, read_st
 from ..settings import logger
-from ._registry import fetch
+from ._registry import fetch, section_names
 
 DATASET = "mob_st"
 INDIVIDUAL = {"MOB1": "1", "MOB2": "1", "MOB3": "2", "MOB4": "2"}
@@ -82,28 +81,12 @@ def mob_st(sections: str | Sequence[str] | None = None, *, image: bool = True) -
     ...
     hibiost.errors.DataError: no mob_st section 'MOB5'; expected MOB1, MOB2, MOB3, MOB4...
     """
-    names = _section_names(sections)
+    names = section_names(DATASET, sections, known=SECTIONS, default=DEFAULT, expected=", ".join(SECTIONS))
     adata = concat([_read_section(name, image=image) for name in names])
     mouse = adata.obs[keys.LIBRARY].astype(str).map(INDIVIDUAL)
     adata.obs.insert(1, keys.PATIENT, pd.Categorical(mouse))
     logger.info("mob_st: %d spots, %d genes, sections %s.", adata.n_obs, adata.n_vars, ", ".join(names))
     return adata
-
-
-def _section_names(sections: str | Sequence[str] | None) -> list[str]:
-    if sections is None:
-        return list(DEFAULT)
-    if isinstance(sections, str):
-        sections = SECTIONS if sections == "all" else [sections]
-    names = list(sections)
-    if not names:
-        raise DataError("no section given; expected at least one, such as 'MOB1', or None for MOB1-MOB3.")
-    for name in names:
-        if name not in SECTIONS:
-            raise DataError(f"no mob_st section {name!r}; expected {', '.join(SECTIONS)}.{nearest(name, SECTIONS)}")
-        if names.count(name) > 1:
-            raise DataError(f"section {name!r} is named {names.count(name)} times; name it once.")
-    return names
 
 
 def _read_section(name: str, *, image: bool) -> AnnData:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -38,6 +39,33 @@ def registry(dataset: str) -> dict[str, Entry]:
         raise DataError(f"no dataset {dataset!r}; the datasets are {known}.{nearest(dataset, known)}")
     rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines(), delimiter="\t")
     return {row["path"]: Entry(row["path"], row["sha256"], int(row["bytes"]), row["url"]) for row in rows}
+
+
+def section_names(
+    dataset: str, sections: str | Sequence[str] | None, *, known: Sequence[str], default: Sequence[str], expected: str
+) -> list[str]:
+    """The sections that were asked for; ``expected`` says which there are.
+
+    Raises
+    ------
+    DataError
+        No section, an unknown one, or one named twice.
+    """
+    if sections is None:
+        return list(default)
+    if isinstance(sections, str | int):
+        sections = known if sections == "all" else [sections]
+    names = list(sections)
+    if not names:
+        raise DataError(
+            f"no section given; expected at least one, such as {default[0]!r}, or None for {', '.join(default)}."
+        )
+    for name in names:
+        if name not in known:
+            raise DataError(f"no {dataset} section {name!r}; expected {expected}.{nearest(name, known)}")
+        if names.count(name) > 1:
+            raise DataError(f"section {name!r} is named {names.count(name)} times; name it once.")
+    return names
 
 
 def fetch(dataset: str, path: str) -> Path:

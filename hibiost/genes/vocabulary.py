@@ -243,11 +243,16 @@ class Vocabulary:
         Returns
         -------
         The file.
+
+        Raises
+        ------
+        DataError
+            The file cannot be written.
         """
         path = Path(path).expanduser()
         content = json.dumps({"format": FORMAT, **self.to_dict()}, ensure_ascii=False)
-        with replacing(path) as file:
-            file.write(content.encode())
+        with replacing(path) as part:
+            part.write_text(content, encoding="utf-8")
         return path
 
     @classmethod

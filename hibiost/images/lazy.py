@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import ImageError
-from .source import WHITE, PixelSource, reading, to_rgb
+from .source import WHITE, PixelSource, TiledSource, reading, to_rgb
 
-TILE_CACHE = 2**28
-"""Bytes of tiles kept per open image."""
 _CHANNELS = (1, 3, 4)
 
 
@@ -29,8 +26,8 @@ class LazyArray(Protocol):
     def __getitem__(self, index: Any, /) -> Any: ...
 
 
-class LazySource(PixelSource):
-    """Windows of an array, read by its chunks, of which up to 256 MiB (or one, if that is larger) are kept."""
+class LazySource(TiledSource):
+    """Windows of an array, read by its chunks."""
 
     def __init__(self, array: LazyArray, name: str = "the image array") -> None:
         self._name = name
@@ -50,25 +47,9 @@ class LazySource(PixelSource):
         self._array: Any = array
         self.height, self.width = shape[1:] if self._channels_first else shape[:2]
         chunks = getattr(array, "chunksize", None) or getattr(array, "chunks", None) or (1024,) * 3
-        self._tile_shape: tuple[int, int] = chunks[1:] if self._channels_first else chunks[:2]
-        self.tile_rows = self._tile_shape[0]
-        self._tile = lru_cache(max(1, TILE_CACHE // (3 * self._tile_shape[0] * self._tile_shape[1])))(self._decode)
+        self._set_tiles(chunks[1:] if self._channels_first else chunks[:2])
 
-    def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
-        height, width = self._tile_shape
-        window = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
-        for i in range(rows.start // height, (rows.stop - 1) // height + 1):
-            top, bottom = max(rows.start, i * height), min(rows.stop, (i + 1) * height)
-            for j in range(columns.start // width, (columns.stop - 1) // width + 1):
-                left, right = max(columns.start, j * width), min(columns.stop, (j + 1) * width)
-                window[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = (
-                    self._tile(i, j)[top - i * height : bottom - i * height, left - j * width : right - j * width]
-                )
-        return window
-
-    def _decode(self, i: int, j: int) -> np.ndarray:
-        height, width = self._tile_shape
-        rows, columns = slice(i * height, (i + 1) * height), slice(j * width, (j + 1) * width)
+    def _decode(self, rows: slice, columns: slice) -> np.ndarray:
         with reading(self._name):
             if self._channels_first:
                 pixels = np.moveaxis(np.asarray(self._array[:, rows, columns]), 0, -1)
@@ -85,8 +66,8 @@ class LazySource(PixelSource):
 
     def close(self) -> None:
         """Give back the memory."""
+        super().close()
         self._array = None
-        self._tile.cache_clear()
 
 
 def open_zarr(path: str) -> PixelSource:

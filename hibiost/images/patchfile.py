@@ -23,7 +23,6 @@ SAME_WINDOW = 0.01
 """Windows that differ by no more than this share are the same: files round them to whole pixels."""
 _PENDING = np.iinfo(np.int64).min
 """Coordinates of a patch that is not written yet."""
-_DAMAGED = (KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class PatchFile:
@@ -226,7 +225,7 @@ def _reading(path: str) -> Iterator[None]:
         raise
     except BlockingIOError as error:
         raise ImageError(f"{path} is being written by another process; wait until it is done.") from error
-    except _DAMAGED as error:
+    except Exception as error:
         raise ImageError(
             f"{path} cannot be read as a patch file ({type(error).__name__}: {error}); it is truncated, damaged or no "
             "HDF5 file: fetch it again, or write it again with hb.pp.extract_patches."

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -40,18 +38,6 @@ _8_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 SIXTEEN_BITS = (
     "has 16-bit pixels; expected 8 bits. Which value is white is not told by the file (65535, 4095, ...): scale it "
     "yourself, as in tifffile.imwrite('8bit.tif', (tifffile.imread(path) * (255 / white)).astype('uint8'))."
-)
-_UNREADABLE = (
-    EOFError,
-    IndexError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
 )
 
 
@@ -253,14 +239,13 @@ def is_tiff(path: str) -> bool:
 
 
 @contextmanager
-def reading(path: str, *unreadable: type[Exception]) -> Iterator[None]:
+def reading(path: str) -> Iterator[None]:
     """Turn whatever a decoder raises into an error that names the file."""
-    expected: tuple[type[Exception], ...] = (*_UNREADABLE, *unreadable)
     try:
         yield
     except ImageError:
         raise
-    except expected as error:
+    except Exception as error:
         raise ImageError(
             f"{path} cannot be read ({type(error).__name__}: {error}); it is truncated, damaged or of an unsupported "
             "kind: fetch it again, or save it anew as an 8-bit RGB JPEG, PNG or TIFF."

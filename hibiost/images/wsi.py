@@ -26,7 +26,7 @@ def vendor(path: str) -> str | None:
         return None
     import openslide
 
-    with reading(path, openslide.OpenSlideError):
+    with reading(path):
         return openslide.OpenSlide.detect_format(path)
 
 
@@ -36,7 +36,7 @@ def properties(path: str) -> Mapping[str, str]:
         return {}
     import openslide
 
-    with reading(path, openslide.OpenSlideError), openslide.OpenSlide(path) as slide:
+    with reading(path), openslide.OpenSlide(path) as slide:
         return dict(slide.properties)
 
 
@@ -48,8 +48,8 @@ class OpenSlideSource(PixelSource):
             raise ImageError(f"{path} is a slide that OpenSlide reads, which is absent: pip install 'hibiost[wsi]'.")
         import openslide
 
-        self._path, self._level, self._errors = path, level, openslide.OpenSlideError
-        with reading(path, self._errors):
+        self._path, self._level = path, level
+        with reading(path):
             self._slide = openslide.OpenSlide(path)
             self._slide.set_cache(openslide.OpenSlideCache(CACHE))
         self.width, self.height = self._slide.level_dimensions[level]
@@ -64,7 +64,7 @@ class OpenSlideSource(PixelSource):
         step = self._slide.level_downsamples[self._level]
         corner = round(columns.start * step), round(rows.start * step)
         size = columns.stop - columns.start, rows.stop - rows.start
-        with reading(self._path, self._errors):
+        with reading(self._path):
             return to_rgb(np.asarray(self._slide.read_region(corner, self._level, size)))
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,10 @@ from ..errors import DataError, MissingSlotError, nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+
+_SPOT = re.compile(r"[ACGT]{14,}(-\d+)?|s_\d+um_\d+_\d+-\d|\d+x\d+")
+"""How 10x Genomics and legacy ST name spots."""
 
 
 def check_spots(adata: AnnData) -> None:
@@ -51,9 +56,14 @@ def counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
 
 
 def check_genes(adata: AnnData) -> None:
-    """Refuse an AnnData without genes, or with a gene name that occurs twice."""
+    """Refuse an AnnData without genes, with spots in their place, or with a gene name that occurs twice."""
     if adata.n_vars == 0:
         raise DataError("the AnnData holds no genes (n_vars = 0).")
+    if all(_SPOT.fullmatch(str(name)) for name in adata.var_names[:100]):
+        raise DataError(
+            f"the genes are named like spots, {str(adata.var_names[0])!r}: the matrix looks transposed; expected spots "
+            "x genes: adata.T."
+        )
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()].unique()
         raise DataError(

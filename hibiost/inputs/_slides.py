@@ -256,7 +256,10 @@ def slides(adata: AnnData, library_key: str = keys.LIBRARY) -> list[Slide]:
             slide = Slide(library_id, rows, xy[rows], mpp, image, scale, patches, names)
             if image is not None:
                 with slide.open() as source:
-                    _check_inside(slide, source, slide.xy[on_tissue[rows]])
+                    of_interest = slide.xy[on_tissue[rows]] * scale
+                    _check_inside(slide, source, of_interest)
+                    if keys.GRID not in adata.uns:  # hb.pp.grid places spots on the tissue, wherever that is
+                        _warn_corner(slide, source, of_interest)
         except ImageError as error:
             raise ImageError(f"slide {library_id!r}: {error} It is named in {where}; mend it there.") from error
         found.append(slide)
@@ -329,7 +332,7 @@ def half_pitch(xy: np.ndarray) -> float:
 
 
 def _check_inside(slide: Slide, source: PixelSource, xy: np.ndarray) -> None:
-    xy = xy * slide.scale
+    """Refuse spots, in pixels of the image, that lie outside it."""
     size = (source.width, source.height)
     outside = ((xy < 0) | (xy >= size)).any(axis=1)
     if outside.any():
@@ -339,6 +342,11 @@ def _check_inside(slide: Slide, source: PixelSource, xy: np.ndarray) -> None:
             f"{size[0]} x {size[1]} pixels: x from {left:.1f} to {right:.1f}, y from {top:.1f} to {bottom:.1f} in "
             f"pixels of the image. {_why_outside(slide, xy, size)}"
         )
+
+
+def _warn_corner(slide: Slide, source: PixelSource, xy: np.ndarray) -> None:
+    """Warn of spots, in pixels of the image, that all lie in its top left corner."""
+    size = (source.width, source.height)
     if len(xy) >= _FEW and (xy < np.array(size) * _CORNER).all():
         warnings.warn(
             f"all {len(xy)} spots of slide {slide.library_id!r} lie in the top left corner of its image of "

@@ -15,7 +15,7 @@ from .. import inputs, keys
 from ..errors import DataError
 from ..images import open_image, thumbnail
 from ..settings import logger
-from ._checks import warn_background
+from ._checks import warn_background, warn_mixed_species
 
 
 class PixelSize(NamedTuple):
@@ -104,6 +104,7 @@ def one_slide(
     inputs.coordinates(adata)
     if image is not None:
         inputs.slides(adata)
+    warn_mixed_species(adata, library_id)
     warn_background(adata, library_id)
     known = "unknown: pass mpp=" if pixel_size is None else f"{pixel_size.mpp:.4g} um ({pixel_size.source})"
     logger.info("slide %r: %d spots, %d genes; pixel size %s.", library_id, adata.n_obs, adata.n_vars, known)

@@ -1,4 +1,4 @@
-"""Whether spots and image belong together."""
+"""Whether the genes of a slide, and its spots and image, belong together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ import numpy as np
 from anndata import AnnData
 
 from .. import inputs, keys
+from ..genes.orthologs import MIXED
 from ..images import open_image, thumbnail, tissue_mask
 from ..settings import logger
 
 BACKGROUND = 0.5
 """A greater share of spots than this beside the tissue is told."""
+
+
+def warn_mixed_species(adata: AnnData, library_id: str) -> None:
+    """Warn where the genes of a slide have Ensembl identifiers of human and of mouse."""
+    ids = adata.var.get("gene_ids", adata.var_names.to_series()).astype(str)
+    human, mouse = (int(ids.str.contains(rf"(?:^|_){prefix}\d{{11}}").sum()) for prefix in ("ENSG", "ENSMUSG"))
+    if min(human, mouse) > MIXED * (human + mouse):
+        warnings.warn(
+            f"slide {library_id!r} mixes species: {human} of its genes are of human and {mouse} of mouse: keep the "
+            "genes of one species, adata[:, genes].",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def warn_background(adata: AnnData, library_id: str) -> None:
@@ -22,9 +36,9 @@ def warn_background(adata: AnnData, library_id: str) -> None:
     shows no tissue at all (such as a blank placeholder) is told in the log only.
     """
     entry = adata.uns[keys.SPATIAL][library_id]
-    if "hires" not in entry["images"]:
+    scale = entry["scalefactors"].get("tissue_hires_scalef")
+    if "hires" not in entry["images"] or scale is None or not scale > 0:
         return
-    scale = entry["scalefactors"]["tissue_hires_scalef"]
     mpp = entry["metadata"].get("mpp")
     with open_image(entry["images"]["hires"]) as source:
         pixels, reduced = thumbnail(source)

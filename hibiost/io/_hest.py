@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 
 from .. import inputs, keys
+from .._files import make_folder, replacing
 from ..errors import DataError, nearest
 from ..images import PatchFile, pixel_size
 from ..inputs import half_pitch
 from ..settings import logger
 from ._build import PixelSize, one_slide
 from ._patchfiles import check_file_name, save_patches
-from ._tenx import reading
+from ._reading import reading
 
 CONTROL = re.compile(
     r"BLANK_|NegControl|antisense_|DEPRECATED_|DeprecatedCodeword|UnassignedCodeword|Intergenic_Region", re.IGNORECASE
@@ -176,15 +176,19 @@ def read_h5ad(path: Path) -> AnnData:
     obs, var = parts["obs"], parts["var"]
     obs.index, var.index = (pd.Index(table.index.astype(str), name=None) for table in (obs, var))
     var.index = _unique(var.index, path)
-    if obs.index.has_duplicates:
-        twice = obs.index[obs.index.duplicated()]
-        raise DataError(f"{path}: {len(twice)} barcodes occur more than once, such as {twice[0]!r}; fetch it again.")
+    _check_barcodes(obs.index, path, "fetch it again")
     if keys.SPATIAL not in parts.get("obsm", {}):
         absent = [column for column in PIXELS if column not in obs]
         if absent:
             raise DataError(f"{path} has neither obsm['spatial'] nor obs[{absent[0]!r}]; expected the spots' centres.")
         parts.setdefault("obsm", {})[keys.SPATIAL] = obs[list(PIXELS)].to_numpy()
     return AnnData(counts.astype(np.float32), **parts)
+
+
+def _check_barcodes(names: pd.Index, where: Any, mend: str) -> None:
+    if names.has_duplicates:
+        twice = names[names.duplicated()]
+        raise DataError(f"{where}: {len(twice)} barcodes occur more than once, such as {str(twice[0])!r}; {mend}.")
 
 
 def _unique(names: pd.Index, where: Any) -> pd.Index:
@@ -344,6 +348,7 @@ def write_hest(
     Each slide becomes a sample by the name of its ``library_id``. Every file is complete or not there; ``st`` comes
     last, so that a sample that is there is complete. The full-resolution image is not copied: the metadata name its
     path (``source_image_path``), and a file or link ``wsis/<library_id>.tif`` goes before it when the sample is read.
+    Memory: beside ``adata``, a slide and its file.
 
     Parameters
     ----------
@@ -378,7 +383,8 @@ def write_hest(
     Raises
     ------
     DataError
-        Counts or coordinates absent or unusable, a sample is there already, or a file cannot be written (disk full).
+        Counts or coordinates absent or unusable, barcodes of a slide that occur twice, a sample that is there already,
+        or a file cannot be written (disk full).
     ImageError
         ``patches=True``, and an image is absent or unreadable, or a patch file cannot be written.
 
@@ -396,11 +402,14 @@ def write_hest(
     counts, xy = inputs.counts(adata, layer), inputs.coordinates(adata)
     libraries = inputs.libraries(adata, library_key)
     _check_target(root, list(libraries), overwrite=overwrite)
+    for library_id, rows in libraries.items():
+        _check_barcodes(adata.obs_names[rows], f"slide {library_id!r}", "rename them: adata.obs_names_make_unique()")
+    slides = inputs.slides(adata, library_key) if patches else []
     for name in ("metadata", "st"):
-        (root / name).mkdir(parents=True, exist_ok=True)
+        make_folder(root / name)
     if patches:
         options: Any = {"size": HEST_SIZE, "mpp": HEST_MPP, "batch_size": 64, "overwrite": overwrite}
-        save_patches(inputs.slides(adata, library_key), root / "patches", **options)
+        save_patches(slides, root / "patches", **options)
     for library_id, rows in libraries.items():
         part = adata[rows].copy()
         part.X = counts[rows]
@@ -408,13 +417,22 @@ def write_hest(
         part.uns[keys.SPATIAL] = {"ST": _entry(entry)}
         part.obs = part.obs.assign(**dict(zip(PIXELS, xy[rows].T, strict=True)))
         part.obs = part.obs if "in_tissue" in part.obs else part.obs.assign(in_tissue=1)
-        with _replacing(root / "metadata" / f"{library_id}.json") as path:
-            content = _metadata(part, entry, library_id)
-            text = json.dumps(content, indent=1, ensure_ascii=False, default=lambda value: np.asarray(value).tolist())
-            path.write_text(text, encoding="utf-8")
-        with _replacing(root / "st" / f"{library_id}.h5ad") as path:
-            part.write_h5ad(path)
+        content = _metadata(part, entry, library_id)
+        text = json.dumps(content, indent=1, ensure_ascii=False, default=lambda value: np.asarray(value).tolist())
+        with replacing(root / "st" / f"{library_id}.h5ad") as path:
+            path.write_bytes(_as_h5ad(part))
+            with replacing(root / "metadata" / f"{library_id}.json") as beside:
+                beside.write_text(text, encoding="utf-8")
     logger.info("wrote %d samples of %d spots to %s.", len(libraries), adata.n_obs, root)
+
+
+def _as_h5ad(adata: AnnData) -> memoryview:
+    """The content of an AnnData file, made in memory: HDF5 ends the process where the disk is full."""
+    adata.strings_to_categoricals()
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        ad.io.write_elem(file, "/", adata)
+    return content.getbuffer()
 
 
 def _check_target(root: Path, samples: list[str], *, overwrite: bool) -> None:
@@ -449,18 +467,3 @@ def _metadata(adata: AnnData, entry: dict[str, Any], library_id: str) -> dict[st
         metadata[keys.PATIENT] = str(patients[0])
     under = int((adata.obs["in_tissue"] == 1).sum())
     return {**metadata, "id": library_id, "spots_under_tissue": under, "adata_nb_col": adata.n_vars}
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path``, which it replaces once it is complete, and only then."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}); free some space or choose another folder.") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from .._files import make_folder
 from ..errors import DataError
 from ..images import write_patches
 from ..inputs import Slide
@@ -33,7 +34,7 @@ def save_patches(
     """
     folder = Path(os.path.abspath(folder))
     _check_arguments(slides, folder, size=size, mpp=mpp, batch_size=batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = {slide.library_id: str(folder / f"{slide.library_id}.h5") for slide in slides}
     total = sum(len(slide.rows) for slide in slides)
     with tqdm(total=total, desc="extract patches", unit="spot", disable=not settings.progress) as bar:

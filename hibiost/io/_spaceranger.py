@@ -20,7 +20,8 @@ from ..errors import DataError, ImageError
 from ..images import open_image, pixel_size
 from ..settings import logger
 from ._build import PixelSize
-from ._tenx import CountsFile, reading
+from ._reading import reading
+from ._tenx import CountsFile
 
 COUNTS = (
     "filtered_feature_bc_matrix.h5",
@@ -174,7 +175,10 @@ def read_scalefactors(spatial: Path) -> dict[str, float]:
         factors = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(factors, dict) or "spot_diameter_fullres" not in factors:
             raise ValueError("expected an object with 'spot_diameter_fullres'")
-    return {name: float(value) for name, value in factors.items() if isinstance(value, int | float)}
+        factors = {name: float(value) for name, value in factors.items() if isinstance(value, int | float)}
+        if wrong := [name for name, value in factors.items() if not 0 < value < np.inf]:
+            raise ValueError(f"{wrong[0]!r} is {factors[wrong[0]]}, expected a positive number")
+    return factors
 
 
 def read_images(spatial: Path) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import os
 import re
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..images import open_image
 from ..inputs._sdata import as_anndata, image_alone, pick_table, shallow
 from ..settings import logger
 from ._checks import warn_background
+from ._reading import is_zarr, reading
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 INSTANCE = "instance_id"
 CHUNK = 1024
 _NAME = re.compile(r"[\w.-]+", re.ASCII)
-_UNREADABLE = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def from_spatialdata(
@@ -96,7 +97,7 @@ def from_spatialdata(
     ((100, 300), ['tissue_0'], 0.5)
     """
     if isinstance(sdata, str | os.PathLike):
-        sdata = _read_store(os.fspath(sdata))
+        sdata = _read_store(Path(sdata).expanduser())
     if not inputs.is_spatialdata(sdata):
         raise DataError(f"expected a SpatialData object or the path of its store, found {type(sdata).__name__}.")
     if sdata.tables or table_key is not None:
@@ -125,7 +126,11 @@ def from_spatialdata(
 
 def _spots(sdata: SpatialData, table_key: str | None, image_key: str | Mapping[str, str] | None) -> AnnData:
     """The table, with counts in CSR and without what only a SpatialData object needs."""
-    _, table = pick_table(sdata, table_key)
+    name, table = pick_table(sdata, table_key)
+    if table.X is None:
+        raise DataError(
+            f"the table {name!r} holds no counts (X); expected spots x genes: set X, or name another table."
+        )
     adata = as_anndata(sdata, table_key=table_key, image_key=image_key)
     adata.X = sparse.csr_matrix(table.X, dtype=np.float32)
     instance_key = adata.uns.pop("spatialdata_attrs")["instance_key"]
@@ -134,21 +139,13 @@ def _spots(sdata: SpatialData, table_key: str | None, image_key: str | Mapping[s
     return adata
 
 
-def _read_store(path: str) -> SpatialData:
+def _read_store(path: Path) -> SpatialData:
     from spatialdata import read_zarr
 
-    if not os.path.exists(path):
-        raise DataError(f"there is no zarr store {path}; check the path.")
-    if not any(os.path.isfile(os.path.join(path, name)) for name in ("zarr.json", ".zgroup", ".zattrs")):
-        kind = "a folder without zarr.json" if os.path.isdir(path) else "a file"
-        raise DataError(f"{path} is {kind}; expected the folder of a zarr store, as sdata.write() makes it.")
-    try:
+    with reading(path, "a SpatialData store (the folder that sdata.write() makes)"):
+        if not is_zarr(path):
+            raise ValueError("no zarr store")
         return read_zarr(path, selection=("images", "shapes", "tables"))
-    except _UNREADABLE as error:
-        raise DataError(
-            f"{path} cannot be read as a SpatialData store ({type(error).__name__}: {error}); it is truncated, damaged "
-            "or of another kind: copy or write it again."
-        ) from error
 
 
 def _rename(adata: AnnData, slides: dict[str, Any], library_id: str) -> None:
@@ -203,7 +200,7 @@ def to_spatialdata(
     MissingSlotError
         There are no coordinates.
     DataError
-        Names that spatialdata refuses, spots outside the image, or spot names that occur twice.
+        Names that spatialdata refuses, or spot names that occur twice.
     ImageError
         An image is absent or unreadable.
 

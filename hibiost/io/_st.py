@@ -25,7 +25,7 @@ from ..errors import DataError
 from ..images import pixel_size
 from ..settings import logger
 from ._build import PixelSize, one_slide
-from ._tenx import reading
+from ._reading import reading
 
 SPOT_UM = 100.0
 SQUARE_PITCH_UM = 200.0
@@ -270,7 +270,8 @@ def _n_spots(names: Sequence[str], places: pd.DataFrame | None) -> int:
 def _parsed(names: Sequence[str]) -> np.ndarray:
     """The two numbers of each spot id, NaN for what is none."""
     matches = (SPOT_ID.fullmatch(name) for name in names)
-    return np.array([match.groups() if match else (np.nan, np.nan) for match in matches], dtype=np.float64)
+    numbers = [match.groups() if match else (np.nan, np.nan) for match in matches]
+    return np.array(numbers, dtype=np.float64).reshape(-1, 2)
 
 
 def _match(names: Sequence[str], places: pd.DataFrame) -> np.ndarray:

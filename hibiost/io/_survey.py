@@ -22,6 +22,7 @@ from .. import inputs, keys
 from ..errors import DataError, HibiostError
 from ..genes.vocabulary import looks
 from ..images import PatchFile
+from ._checks import warn_mixed_species
 from ._hest import (
     PIXELS,
     SYMBOLS,
@@ -34,7 +35,7 @@ from ._hest import (
     read_metadata,
     spatial_entry,
 )
-from ._tenx import reading
+from ._reading import is_zarr, reading
 
 SAMPLE = 30_000
 """Stored counts of a source that are looked at: a third each at the beginning, the middle and the end."""
@@ -82,7 +83,7 @@ class Source:
             adata = read_hest(self.root, self.name, patches=patches)
             adata.obs[self.library_key] = adata.obs[keys.LIBRARY]
             return adata
-        with _reading(self.place):
+        with reading(self.place, "an AnnData file"):
             adata = ad.read_zarr(self.place) if self.place.is_dir() else ad.read_h5ad(self.place)
         return self.named(adata)
 
@@ -103,7 +104,7 @@ class Source:
         """What surrounds the counts, and some of them; what is absent is told by the checks that need it."""
         if isinstance(self.place, AnnData):
             return _header_in_memory(self.place, layer, problems)
-        with _reading(self.place), _opened(self.place) as group:
+        with reading(self.place, "an AnnData file"), _opened(self.place) as group:
             header = _stored_header(self, group, layer, problems)
         return self._with_files(header, problems) if self.hest else header
 
@@ -182,7 +183,7 @@ class collecting:
         self._caught = warnings.catch_warnings(record=True)
 
     def __enter__(self) -> None:
-        self._told = self._caught.__enter__() or []
+        self._told = self._caught.__enter__()
         warnings.simplefilter("always")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
@@ -221,6 +222,8 @@ def survey(source: Source, layer: str | None) -> list[Surveyed]:
     if header.genes.has_duplicates and not source.hest:  # read_hest makes them unique
         twice = header.genes[header.genes.duplicated()]
         problems.append(Problem(f"{len(twice)} gene names occur more than once, such as {twice[0]!r}."))
+    with collecting(problems, f"slide {source.name!r} "):
+        warn_mixed_species(AnnData(var=pd.DataFrame(index=header.genes)), source.name)
     slides: dict[str, np.ndarray] = {}
     with collecting(problems):
         spots = header.obs.set_axis(pd.RangeIndex(len(header.obs)).astype(str))
@@ -311,27 +314,11 @@ def _header_in_memory(adata: AnnData, layer: str | None, problems: list[Problem]
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    if not path.is_dir():
-        with reading(path, "an AnnData file"):
-            yield
-        return
-    try:
-        yield
-    except HibiostError:
-        raise
-    except _UNREADABLE as error:
-        raise DataError(
-            f"{path} cannot be read as an AnnData of write_zarr ({type(error).__name__}: {error}); is it complete?"
-        ) from error
-
-
-@contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
         import zarr
 
-        if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+        if not is_zarr(path):
             raise DataError(
                 f"{path} is neither a zarr store nor a folder in HEST's layout (st/<sample>.h5ad); it holds "
                 f"{sorted(os.listdir(path))[:5]}."

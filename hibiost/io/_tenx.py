@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,39 +19,12 @@ from scipy import sparse
 
 from ..errors import DataError
 from ..settings import logger
+from ._reading import reading
 
 BLOCK = 2**22
 """Entries of a matrix in memory beside the result."""
 EXPRESSION = "Gene Expression"
-_UNREADABLE = (EOFError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError, zlib.error)
 _GENOME_PREFIX = re.compile(r"^(\w+?)_+(?=ENS[A-Z]*G\d)")
-
-
-@contextmanager
-def reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever a parser raises into an error that names the file, what it holds and what was expected."""
-    try:
-        yield
-    except DataError:
-        raise
-    except _UNREADABLE as error:
-        raise DataError(
-            f"{path} cannot be read as {expected}: {_found(path, error)}; fetch or export it anew."
-        ) from error
-
-
-def _found(path: Path, error: Exception) -> str:
-    if path.is_dir():
-        return "it is a folder"
-    if not path.exists():
-        return "there is no such file"
-    if not path.stat().st_size:
-        return "it is empty"
-    with open(path, "rb") as file:
-        start = file.read(15)
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return f"it is a web page (it starts with {start!r}), such as the error page of a download"
-    return f"it is truncated, damaged or of another kind ({type(error).__name__}: {error})"
 
 
 class _Parts(NamedTuple):
@@ -213,8 +185,8 @@ def _open_mtx(folder: Path) -> _Parts:
     features["type"] = table[2] if table.shape[1] > 2 else EXPRESSION
     features["genome"] = ""
     with reading(matrix_path, "a Matrix Market file"):
-        with _opened(matrix_path) as file:
-            matrix = mmread(file, spmatrix=True)
+        with _opened(matrix_path) as file:  # of a damaged file that is no BytesIO, mmread ends the process
+            matrix = mmread(io.BytesIO(file.read()), spmatrix=True)
         _check_shape(matrix_path, matrix.shape, len(features), len(barcodes), "genes x spots")
         counts = sparse.csr_matrix(matrix.T, dtype=np.float32)
     return _Parts(features, barcodes, counts.indptr, None, counts, {})

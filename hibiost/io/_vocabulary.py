@@ -20,6 +20,7 @@ from .. import inputs, keys
 from ..errors import DataError, HibiostError, MissingSlotError, nearest
 from ..genes import Vocabulary
 from ..settings import logger, settings
+from ._reading import reading
 
 Source: TypeAlias = AnnData | str | os.PathLike[str]
 
@@ -152,18 +153,16 @@ def _part(source: AnnData | Path, *, layer: str | None, library_key: str, progre
 @contextmanager
 def _named(source: AnnData | Path) -> Iterator[None]:
     """Errors name the file."""
-    try:
+    if isinstance(source, AnnData):
         yield
+        return
+    try:
+        with reading(source, "an AnnData of write_h5ad or write_zarr"):
+            yield
     except HibiostError as error:
-        if isinstance(source, AnnData):
+        if str(error).startswith(str(source)):
             raise
         raise type(error)(f"{source}: {error}") from error
-    except (KeyError, OSError, RuntimeError, ValueError) as error:  # h5py, zarr and their codecs
-        if isinstance(source, AnnData):
-            raise
-        raise DataError(
-            f"{source}: cannot be read ({error}); expected an AnnData written as .h5ad or .zarr. Is it complete?"
-        ) from error
 
 
 class _Table(NamedTuple):
@@ -180,11 +179,7 @@ def _opened(source: AnnData | Path, layer: str | None, library_key: str) -> Iter
     elif source.is_dir():
         import zarr
 
-        try:
-            group = zarr.open_group(source, mode="r")
-        except FileNotFoundError as error:
-            raise DataError("the folder is no zarr store; expected an AnnData written by write_zarr.") from error
-        yield _stored(group, layer, library_key)
+        yield _stored(zarr.open_group(source, mode="r"), layer, library_key)
     else:
         import h5py
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._files import replacing
+from .._files import make_folder, replacing
 from .._random import RNG, seed
 from ..errors import ModelError, nearest
 from ..genes import Vocabulary
@@ -173,11 +173,15 @@ class HibioModel(nn.Module):
         Returns
         -------
         The folder.
+
+        Raises
+        ------
+        DataError
+            The folder or a file cannot be written.
         """
         from safetensors.torch import save as to_bytes
 
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         description = {
             "format_version": FORMAT_VERSION,
@@ -187,9 +191,11 @@ class HibioModel(nn.Module):
             "metadata": self.tokenizer.metadata,
             "training": self.training_info,
         }
-        for name, content in ((_WEIGHTS, to_bytes(weights)), (_CONFIG, json.dumps(description, indent=1).encode())):
-            with replacing(folder / name) as file:
-                file.write(content)
+        make_folder(folder)
+        with replacing(folder / _WEIGHTS) as part:
+            part.write_bytes(to_bytes(weights))
+        with replacing(folder / _CONFIG) as part:
+            part.write_text(json.dumps(description, indent=1), encoding="utf-8")
         return folder
 
 

@@ -70,6 +70,8 @@ def _section(
     entry = adata.uns.get(keys.SPATIAL, {}).get(library, {})
     factors, images = entry.get("scalefactors", {}), entry.get("images", {})
     diameter = factors.get("spot_diameter_fullres")
+    if img_key == "hires" and "hires" not in images:
+        img_key = "lowres"
     scale = factors.get(f"tissue_{img_key}_scalef")
     image = None if scale is None or img_key not in images else np.asarray(images[img_key])
     diameter = inputs.half_pitch(xy) if diameter is None else float(diameter)

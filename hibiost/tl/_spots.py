@@ -265,7 +265,7 @@ def decoded(
         crcs, bad = spots.store(store, model, ranks, side=side, unreadable=unreadable)
         if ranks.first and stamps is not None:
             with replacing(note) as file:
-                file.write(json.dumps({"stamps": stamps, "crcs": crcs, "bad": bad}).encode())
+                file.write_text(json.dumps({"stamps": stamps, "crcs": crcs, "bad": bad}))
     if not bad:
         return Pairs(store.read(), spots.tokens(model)), spots, crcs
     logger.warning("%d of %d slides could not be read and are left out of training", len(bad), len(spots.slides))

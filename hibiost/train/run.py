@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
-from .._files import replacing
-from ..errors import RunError
+from .._files import make_folder, replacing
+from ..errors import DataError, RunError
 
 FORMAT_VERSION = 1
 
@@ -39,10 +39,7 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{folder} cannot be a run's folder ({error}); name another one with run=.") from error
+        make_folder(folder)
         self.folder = folder
         self.description, self.checkpoint = folder / "run.json", folder / "checkpoint.pt"
         self.metrics, self.model = folder / "metrics.jsonl", folder / "model"
@@ -83,7 +80,7 @@ class Run:
                 )
         elif write:
             with replacing(self.description) as file:
-                file.write(json.dumps({**known, part: asked}, indent=1).encode())
+                file.write_text(json.dumps({**known, part: asked}, indent=1))
 
     def _read(self) -> dict[str, Any]:
         if not self.description.exists():
@@ -109,7 +106,7 @@ class Run:
             return
         kept = [line for line in self.metrics.read_bytes().splitlines(keepends=True) if _step(line) <= step]
         with replacing(self.metrics) as file:
-            file.writelines(kept)
+            file.write_bytes(b"".join(kept))
 
     def clear(self) -> None:
         """Remove what only an unfinished run needs."""
@@ -148,9 +145,9 @@ class SafeCheckpoints(CheckpointIO):
         try:
             with replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:
+        except DataError as error:
             kept = "The last one is kept, and the same call goes on from there." if Path(path).exists() else ""
-            raise RunError(f"the checkpoint {path} could not be written ({error}). Is the disk full? {kept}") from error
+            raise RunError(f"the checkpoint {path} was not written: {error} {kept}") from error
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Tensors and plain values only."""

@@ -105,12 +105,13 @@ def test_image_and_scale(c2: AnnData) -> None:
     assert hires[y, x].mean() < hires[:20].mean() - 30
 
 
-def test_thumbnail_equals_a_plain_reduction(her2st_dir: Path) -> None:
+def test_thumbnail_equals_a_plain_reduction(patient_a: AnnData, her2st_dir: Path) -> None:
     path = her2st_dir / "app/www/imgs/A1_HE_image_dark.png"
-    thumbnail, scale = _her2st._thumbnail(path)
+    entry = patient_a.uns["spatial"]["A1"]
+    thumbnail, scale = entry["images"]["hires"], entry["scalefactors"]["tissue_hires_scalef"]
     with Image.open(path) as full:
         pixels = np.asarray(full, dtype=float)
-    assert scale == pytest.approx(thumbnail.shape[1] / 2000)
+    assert scale == pytest.approx(thumbnail.shape[1] / 2000, abs=0.0005)
     for x, y in [(300, 400), (500, 200), (640, 700)]:
         top, left = round(y / scale), round(x / scale)
         patch = pixels[top : top + 86, left : left + 86].mean(axis=(0, 1))
@@ -268,6 +269,25 @@ def test_no_files_and_no_network(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def check_against_files(name: str, folder: Path) -> None:
+    """Spots, genes, counts and three coordinates of a section, from its files by pandas."""
+    part = hb.datasets.her2st(name, image=False)
+    raw = pd.read_csv(folder / f"data/ST-cnts/{name}.tsv.gz", sep="\t", index_col=0)
+    assert list(part.obs_names) == [f"{name}_{spot}" for spot in raw.index]
+    assert list(part.var_names) == list(raw.columns)
+    assert part.X.sum(dtype=np.float64) == raw.to_numpy().sum()
+    if name not in ("A1", "A2"):  # whose images are reduced
+        spots = {f"{row['x']}x{row['y']}": row for row in table(folder / f"data/ST-spotfiles/{name}_selection.tsv")}
+        for i in (0, len(raw) // 2, -1):
+            row = spots[raw.index[i]]
+            assert part.obsm["spatial"][i].tolist() == [float(row["pixel_x"]), float(row["pixel_y"])]
+
+
+@pytest.mark.parametrize("name", ["C3", "C4", "C5", "C6"])
+def test_the_other_sections_of_the_demo(her2st_dir: Path, name: str) -> None:
+    check_against_files(name, her2st_dir)
+
+
 @pytest.mark.slow
 def test_all_sections_at_hand(her2st_dir: Path) -> None:
     names = [name for name in _her2st.SECTIONS if (her2st_dir / f"data/ST-cnts/{name}.tsv.gz").exists()]
@@ -276,3 +296,5 @@ def test_all_sections_at_hand(her2st_dir: Path) -> None:
     assert adata.n_obs == 13_620 - 283 * ("B4" not in names)
     assert np.isfinite(adata.obsm["spatial"]).all()
     assert list(adata.obs["patient"].cat.categories) == list("ABCDEFGH")
+    for name in names:
+        check_against_files(name, her2st_dir)

@@ -166,10 +166,17 @@ def test_an_interrupted_save_leaves_the_former_file(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match=r"v\.json cannot be written \(No space left on device\); free some space"):
         Vocabulary(("B",), [1], [1]).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saved_where_no_file_can_be(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be written .No such file or directory."):
+        VOCABULARY.save(tmp_path / "absent" / "v.json")
+    with pytest.raises(DataError, match="cannot be written .Is a directory."):
+        VOCABULARY.save(tmp_path)
 
 
 GOOD = json.dumps({"format": "hibiost vocabulary", **VOCABULARY.to_dict()})

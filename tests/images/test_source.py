@@ -389,6 +389,16 @@ def test_truncated_jpeg_and_png(tmp_path, pixels, name, share):
                 image.read(0, 0, 10, 10)
 
 
+@pytest.mark.parametrize("tag", ["ImageWidth", "TileLength"])
+def test_damaged_tiff_header(tmp_path, pixels, tag):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[tag].overwrite(0)
+    with pytest.raises(ImageError, match=r"a\.tif cannot be read .ZeroDivisionError"):
+        open_image(path)
+
+
 @pytest.mark.parametrize("options", TIFFS.values(), ids=TIFFS)
 @pytest.mark.parametrize("share", [0.0005, 0.3, 0.99])
 def test_truncated_tiff(tmp_path, pixels, options, share):

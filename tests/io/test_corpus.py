@@ -305,7 +305,11 @@ def test_problems_of_plain_files(sections, tmp_path):
     transposed.write_h5ad(tmp_path / "c.h5ad")
     with h5py.File(tmp_path / "c.h5ad", "r+") as file:
         file["X"].attrs["shape"] = (60, 40)
-    corpus = Corpus([tmp_path / "a.h5ad", tmp_path / "b.h5ad", tmp_path / "c.h5ad", tmp_path / "d.h5ad", tmp_path])
+    mixed = hb.datasets.tissue(50)
+    mixed.var_names = [f"ENS{'MUS' * (i % 3 == 0)}G{i:011d}" for i in range(mixed.n_vars)]
+    mixed.write_h5ad(tmp_path / "mixed.h5ad")
+    files = [tmp_path / f"{name}.h5ad" for name in ("a", "b", "c", "d", "mixed")]
+    corpus = Corpus([*files, tmp_path])
     a = " ".join(told(corpus, "tissue_0"))
     assert "2 gene names occur more than once, such as 'ACTB'" in a
     assert "['mpp'] is -1" in a or "no.tif" in a
@@ -313,6 +317,8 @@ def test_problems_of_plain_files(sections, tmp_path):
     assert told(corpus, "tissue_2") == {"X has shape (60, 40) for 40 spots and 60 genes.": True}
     assert "there is no such file" in next(iter(told(corpus, "d")))
     assert "neither a zarr store nor a folder in HEST's layout" in next(iter(told(corpus, tmp_path.stem)))
+    problems = corpus.problems["problem"]
+    assert problems.str.startswith("mixes species: 200 of its genes are of human and 100 of mouse").sum() == 1
 
 
 def test_counts_in_a_layer_and_slides_by_another_column(sections, tmp_path):

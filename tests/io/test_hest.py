@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -355,6 +356,20 @@ def test_damaged_files(folder, name, message, damage):
         hb.io.read_hest(folder, "TENX9")
 
 
+def test_a_kind_of_array_that_is_not_known(folder):
+    with h5py.File(folder / "st" / "TENX9.h5ad", "r+") as file:
+        file["obs"].attrs["encoding-type"] = "of-tomorrow"
+    with pytest.raises(DataError, match=r"TENX9\.h5ad cannot be read as an AnnData file: .*of-tomorrow"):
+        hb.io.read_hest(folder, "TENX9")
+    path = folder / "st" / "TENX9.h5ad"
+    with h5py.File(path, "r+") as file:
+        file["obs"].attrs["encoding-type"] = "dataframe"
+        file["var/_index"].attrs["encoding-type"] = "of-tomorrow"
+    with pytest.raises(DataError, match=r"TENX9\.h5ad cannot be read as an AnnData .*of-tomorrow"):
+        hb.io.fit_vocabulary(path)
+    assert hb.io.Corpus([path, hb.datasets.tissue(60)]).problems["problem"].str.contains("of-tomorrow").any()
+
+
 def test_a_folder_in_place_of_a_file(folder):
     path = folder / "metadata" / "TENX9.json"
     path.unlink()
@@ -505,26 +520,57 @@ def test_writing_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file is a file; expected a folder"):
         hb.io.write_hest(adata, tmp_path / "file")
-    adata.obs["library_id"] = adata.obs["library_id"].cat.rename_categories({"tissue_0": "a/b"})
+    with pytest.raises(DataError, match="cannot be written .Not a directory.; .* choose another place"):
+        hb.io.write_hest(adata, tmp_path / "file" / "corpus")
+    adata.obs["library_id"] = adata.obs["library_id"].cat.rename_categories({"tissue_0": "a" * 300})
+    with pytest.raises(DataError, match="cannot be written .File name too long."):
+        hb.io.write_hest(adata, tmp_path / "long")
+    adata.obs["library_id"] = adata.obs["library_id"].cat.rename_categories({"a" * 300: "a/b"})
     with pytest.raises(DataError, match="'a/b', which is no name for a file"):
         hb.io.write_hest(adata, tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
 
 
-def test_full_disk_leaves_no_sample(tmp_path, monkeypatch):
+def test_barcodes_that_occur_twice_are_not_written(tmp_path):
+    adata = hb.datasets.tissue(60, n_slides=2)
+    names = [f"{i % 60}" for i in range(adata.n_obs)]
+    names[1] = "0"
+    adata.obs_names = names
+    with pytest.raises(DataError, match=r"slide 'tissue_0': 1 barcodes occur more than once, such as '0'; rename them"):
+        hb.io.write_hest(adata, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_spots_outside_the_image_leave_no_folder(tmp_path):
     adata = hb.datasets.tissue(60)
+    adata.obsm["spatial"] *= 10
+    with pytest.raises(DataError, match="60 of 60 spots .* lie outside"):
+        hb.io.write_hest(adata, tmp_path / "corpus", patches=True)
+    assert not (tmp_path / "corpus").exists()
 
-    def full(self, path, **options):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ad.AnnData, "write_h5ad", full)
-    with pytest.raises(DataError, match=r"tissue_0\.h5ad cannot be written .*No space left.*free some space"):
-        hb.io.write_hest(adata, tmp_path)
-    assert os.listdir(tmp_path / "st") == []
-    monkeypatch.undo()
-    hb.io.write_hest(adata, tmp_path)
-    assert os.listdir(tmp_path / "st") == ["tissue_0.h5ad"]
+FULL = """
+import resource, sys, hibiost as hb
+adata = hb.datasets.tissue(60)
+adata.uns["spatial"]["tissue_0"]["metadata"]["organ"] = "Liver"
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    hb.io.write_hest(adata, sys.argv[1], overwrite=True)
+except hb.errors.DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("size", [100, 20_000])
+def test_full_disk_leaves_the_former_sample(tmp_path, size):
+    """A limit on the size of files stands for the end of the disk, at the first file or within the counts."""
+    hb.io.write_hest(hb.datasets.tissue(60), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(before) == 2
+    found = subprocess.run([sys.executable, "-c", FULL, str(tmp_path), str(size)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "cannot be written (File too large); free some space" in found.stdout
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 # ---- real data

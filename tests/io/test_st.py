@@ -159,7 +159,8 @@ def test_genes(tmp_path, messages):
     assert mouse.uns["spatial"]["S1"]["metadata"]["species"] == "Mus musculus"
     human = read("ENSG00000141736", "ENSG00000075624", "ENSG00000111640.15")
     assert human.uns["spatial"]["S1"]["metadata"]["species"] == "Homo sapiens"
-    mixed = read("ENSG00000141736", "ENSMUSG00000064337.1", "ENSG00000111640")
+    with pytest.warns(UserWarning, match="'S1' mixes species: 2 of its genes are of human and 1 of mouse"):
+        mixed = read("ENSG00000141736", "ENSMUSG00000064337.1", "ENSG00000111640")
     assert "species" not in mixed.uns["spatial"]["S1"]["metadata"]
 
 
@@ -305,6 +306,8 @@ def test_duplicated_spots(tmp_path):
         (b"\tERBB2\tACTB\n1x1\t3\t-2\n", r"line 2 \('1x1'\): holds -2; expected counts"),
         (b"\tERBB2\tACTB\n1x1\t3\tnan\n", "holds nan"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "damaged or of another kind"),
+        (b'{"message": "' + b"x" * 200_000 + b'"}', "damaged or of another kind"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "no header|neither its rows"),
         (gzip.compress(b"\tERBB2\tACTB\n1x1\t3\t0\n")[:-12], "truncated"),
     ],
 )

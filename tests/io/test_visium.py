@@ -411,6 +411,15 @@ def test_bad_mtx(outs: Path, part: str, harm: Callable[[Path], None]) -> None:
         hb.io.read_visium(outs, counts_file=folder.name)
 
 
+def test_bad_mtx_that_is_not_zipped(outs: Path) -> None:
+    folder = outs / "raw_feature_bc_matrix"
+    write_mtx(folder, COUNTS, IN_TISSUE)
+    (folder / "matrix.mtx.gz").unlink()
+    (folder / "matrix.mtx").write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(DataError, match=r"matrix\.mtx cannot be read as a Matrix Market file.*damaged"):
+        hb.io.read_visium(outs, counts_file=folder.name)
+
+
 @pytest.mark.parametrize("version", ["v1", "v2", "parquet"])
 @pytest.mark.parametrize(("harm", "words"), [(html, "web page"), (truncate, "truncated"), (empty, "is empty")])
 def test_bad_positions(outs: Path, version: str, harm: Callable[[Path], None], words: str) -> None:
@@ -446,6 +455,20 @@ def test_bad_scalefactors(outs: Path, harm: Callable[[Path], Any]) -> None:
     harm(outs / "spatial" / "scalefactors_json.json")
     with pytest.raises(DataError, match=r"scalefactors_json\.json cannot be read as scale factors"):
         hb.io.read_visium(outs)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_scalefactors_that_are_none(outs: Path, value: float) -> None:
+    TestPixelSize.factors(outs, tissue_hires_scalef=value)
+    with pytest.raises(DataError, match=f"'tissue_hires_scalef' is {float(value)}, expected a positive number"):
+        hb.io.read_visium(outs)
+
+
+def test_an_image_without_its_scale_is_kept(outs: Path) -> None:
+    (outs / "spatial" / "scalefactors_json.json").write_text('{"spot_diameter_fullres": 130.0}')
+    entry = hb.io.read_visium(outs).uns["spatial"]["Sample"]
+    assert entry["images"]["hires"].shape == (200, 210, 3)
+    assert entry["scalefactors"] == {"spot_diameter_fullres": 130.0}
 
 
 def test_transposed(outs: Path) -> None:

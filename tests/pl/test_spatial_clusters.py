@@ -138,6 +138,16 @@ def test_without_image_or_diameter(adata):
     np.testing.assert_allclose(width_on_screen(single, single.axes[0]), 1)
 
 
+def test_without_a_hires_image_the_lowres_one_is_drawn(adata):
+    entry = adata.uns["spatial"]["C2"]
+    entry["images"] = {"lowres": entry["images"]["hires"][::4, ::4]}
+    entry["scalefactors"]["tissue_lowres_scalef"] = SCALE / 4
+    first, second = pl.spatial_clusters(adata).axes
+    np.testing.assert_array_equal(first.images[0].get_array(), entry["images"]["lowres"])
+    np.testing.assert_allclose(first.images[0].get_extent(), [-0.5, 240 / SCALE - 0.5, 220 / SCALE - 0.5, -0.5])
+    assert second.images[0].get_array().shape == (220, 240, 3)
+
+
 def test_options_reach_the_artists(adata):
     figure = pl.spatial_clusters(adata, title=["left", "right"], figsize=(7, 3), alpha=0.5, alpha_img=0.25)
     assert tuple(figure.get_size_inches()) == (7, 3)

@@ -214,6 +214,21 @@ def test_a_blank_slide(tmp_path, caplog):
     assert set(slide.uns) == {"spatial"}
 
 
+def test_a_small_piece_in_a_corner_is_no_reason_to_warn(tmp_path):
+    pixels = np.full((2400, 3200, 3), (240, 238, 242), np.uint8)
+    with Image.open(painted(tmp_path)) as picture:
+        pixels[:600, :800] = np.asarray(picture)
+    Image.fromarray(pixels).save(tmp_path / "biopsy.png")
+    slide = hb.io.read_image(tmp_path / "biopsy.png", mpp=MPP)
+    hb.pp.grid(slide)
+    assert slide.n_obs > 20
+    assert (slide.obsm["spatial"] < [800, 600]).all()
+    assert sum(len(rows) for rows, _ in hb.pp.iter_patches(slide, size=32)) == slide.n_obs
+    del slide.uns["grid"]
+    with pytest.warns(UserWarning, match="top left corner"):
+        hb.pp.iter_patches(slide, size=32)
+
+
 def test_spots_that_are_there_are_never_replaced():
     adata = hb.datasets.tissue(100)
     with pytest.raises(DataError, match=r"100 spots and 300 genes already.*read_image"):
