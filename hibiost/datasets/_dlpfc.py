@@ -67,9 +67,8 @@ def dlpfc(sections: str | Sequence[str] | None = None, *, image: bool = True) ->
     ``obsm["spatial"]``
         float64, spot centres (x, y) in pixels of the full-resolution image.
     ``uns["spatial"][section]``
-        ``images["lowres"]`` (uint8, 600 x 600 px, 16 um a pixel: larger ones are not fetched; draw it with
-        ``img_key="lowres"``), the published ``scalefactors``, and ``metadata`` with ``mpp`` (micrometres per
-        full-resolution pixel, from the 100 um pitch).
+        ``images["lowres"]`` (uint8, 600 x 600 px, 16 um a pixel: larger ones are not fetched), the published
+        ``scalefactors``, and ``metadata`` with ``mpp`` (micrometres per full-resolution pixel, from the 100 um pitch).
 
     Raises
     ------

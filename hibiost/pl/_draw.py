@@ -70,6 +70,7 @@ def _section(
     entry = adata.uns.get(keys.SPATIAL, {}).get(library, {})
     factors, images = entry.get("scalefactors", {}), entry.get("images", {})
     diameter = factors.get("spot_diameter_fullres")
+    img_key = "lowres" if img_key == "hires" and "hires" not in images else img_key
     scale = factors.get(f"tissue_{img_key}_scalef")
     image = None if scale is None or img_key not in images else np.asarray(images[img_key])
     diameter = inputs.half_pitch(xy) if diameter is None else float(diameter)

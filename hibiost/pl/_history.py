@@ -62,7 +62,7 @@ def region_history(
     alpha
         Opacity of the spots.
     img_key
-        Image to draw beneath, or ``None`` for none.
+        Image to draw beneath, or ``None`` for none; where there is no ``"hires"``, ``"lowres"`` takes its place.
     alpha_img
         Opacity of the image; below 1 it is paler, so that the spots stand out.
     ax
