@@ -395,7 +395,7 @@ def write_hest(
     root = Path(folder)
     counts, xy = inputs.counts(adata, layer), inputs.coordinates(adata)
     libraries = inputs.libraries(adata, library_key)
-    _check_target(root, list(libraries), overwrite=overwrite)
+    check_target(root, list(libraries), overwrite=overwrite)
     for name in ("metadata", "st"):
         (root / name).mkdir(parents=True, exist_ok=True)
     if patches:
@@ -417,7 +417,7 @@ def write_hest(
     logger.info("wrote %d samples of %d spots to %s.", len(libraries), adata.n_obs, root)
 
 
-def _check_target(root: Path, samples: list[str], *, overwrite: bool) -> None:
+def check_target(root: Path, samples: list[str], *, overwrite: bool) -> None:
     if root.exists() and not root.is_dir():
         raise DataError(f"{root} is a file; expected a folder, which gets st, metadata and patches.")
     for sample in samples:
