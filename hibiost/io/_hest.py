@@ -113,10 +113,13 @@ def read_hest(
     root = Path(folder)
     whole = read_h5ad(_sample_path(root, sample))
     metadata = read_metadata(root / "metadata" / f"{sample}.json")
+    recorded = metadata.get("source_image_path")
     files = {
         "source_image_path": attached(root / "wsis" / f"{sample}.tif", metadata, "source_image_path", wanted=image),
         "patches_path": attached(root / "patches" / f"{sample}.h5", metadata, "patches_path", wanted=patches),
     }
+    if image is None and recorded is not None and not any(files.values()):
+        logger.warning("sample %r: its image is no longer there: %s.", sample, recorded)
     whole = genes_only(whole, sample)
     whole, stored_mpp = match_patches(whole, files["patches_path"], sample, drop=patches is True)
     size = pixel_size_of(mpp, metadata, stored_mpp, files["source_image_path"])

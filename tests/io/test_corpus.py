@@ -317,6 +317,38 @@ def test_problems_of_plain_files(sections, tmp_path):
     assert "neither a zarr store nor a folder in HEST's layout" in next(iter(told(corpus, tmp_path.stem)))
 
 
+def test_an_image_that_is_gone(tmp_path, caplog):
+    adata = hb.datasets.tissue(40, n_genes=60, n_slides=2, pitch_px=200, image_path=tmp_path / "scans")
+    for entry in adata.uns["spatial"].values():
+        entry["metadata"]["species"] = "Homo sapiens"
+    hb.io.write_hest(adata, tmp_path / "hest")
+    adata.write_h5ad(tmp_path / "both.h5ad")
+    assert Corpus(tmp_path / "hest").problems.empty
+    lost = tmp_path / "scans" / "tissue_1.tif"
+    lost.unlink()
+    corpus = Corpus(tmp_path / "hest")
+    reduced = adata.uns["spatial"]["tissue_1"]["scalefactors"]["tissue_hires_scalef"]
+    assert reduced < 0.9
+    assert told(corpus, "tissue_0") == {}
+    gone, small = told(corpus, "tissue_1")
+    assert gone == f"its image is no longer there: {lost}."
+    assert f"no full-resolution image: patches are read from images['hires'], at {reduced:.1%}" in small
+    assert corpus.index["usable"].all()
+    assert corpus.index["has_image"].tolist() == [True, False]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "hibiost"):
+        hb.io.read_hest(tmp_path / "hest", "tissue_0")
+        assert not caplog.text
+        hb.io.read_hest(tmp_path / "hest", "tissue_1", image=False)
+        assert not caplog.text
+        hb.io.read_hest(tmp_path / "hest", "tissue_1")
+    assert f"'tissue_1': its image is no longer there: {lost}" in caplog.text
+    assert any(
+        str(lost) in problem and blocking
+        for problem, blocking in told(Corpus(tmp_path / "both.h5ad"), "tissue_1").items()
+    )
+
+
 def test_counts_in_a_layer_and_slides_by_another_column(sections, tmp_path):
     adata = part(sections, "tissue_0", "tissue_1")
     adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
