@@ -11,12 +11,14 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hibiost as hb
@@ -234,6 +236,24 @@ def test_levels_runs(tmp_path, monkeypatch):
     for term in ("spot", "pathway", "region"):
         entries = [entry[term] for entry in info["history"] if term in entry]
         assert entries[-1] < entries[0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Couldn't detect a suitable IP address:RuntimeWarning")  # tests have no network
+@pytest.mark.global_rng
+def test_slides_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = run_notebook("slides.ipynb")
+    corpus, scan = names["corpus"], names["scan"]
+    assert corpus.index["usable"].tolist() == [True, True, True, True, False]
+    assert corpus.problems["slide"].tolist() == ["tissue_2", "tissue_2", "tissue_4"]
+    sentences = [[adata.obsm["gene_sentence"].tolist() for adata in names[each]] for each in ("written", "parallel")]
+    assert len(sentences[0]) == 3
+    assert sentences[0] == sentences[1]
+    glass = (scan.obsm["spatial"] < [500, 0]) | (scan.obsm["spatial"] > [np.inf, len(names["pixels"])])
+    assert scan.n_obs > 100
+    assert not glass.any()
+    assert scan.obsm["predicted_expression"].shape == (scan.n_obs, 300)
 
 
 def test_reference_lists_every_namespace():

@@ -228,7 +228,8 @@ class Vocabulary:
         if not (index >= 0).any():
             raise DataError(
                 f"none of the {len(names)} genes of the data is among the {len(self)} of the vocabulary: the data have "
-                f"{looks(names)}, the vocabulary has {looks(self.genes)}. Name the genes (adata.var_names) alike."
+                f"{looks(names)}, the vocabulary has {looks(self.genes)}. Name the genes (adata.var_names) alike: "
+                "hb.pp.map_genes(adata) gives them current human symbols."
             )
         return index
 

@@ -20,6 +20,7 @@ from .. import inputs, keys
 from ..errors import DataError, nearest
 from ..genes import Vocabulary
 from ..settings import logger, settings
+from ._hest import check_target, write_hest
 from ._survey import DESCRIBED, Problem, Source, Surveyed, survey
 from ._vocabulary import ONE_FILE, dask_client
 
@@ -201,7 +202,70 @@ class Corpus:
         -------
         Iterator over its results, in the order of the slides.
         """
-        return self._map(function, counts_only=False, **options)
+        return self._map(_Call(function, options))
+
+    def write(
+        self,
+        folder: str | os.PathLike[str],
+        function: Callable[..., AnnData | None],
+        *,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Corpus:
+        """Call a function with each slide and write what becomes of the slide: a corpus, one slide in memory at a time.
+
+        Where a ``dask.distributed`` client is active, its workers read, compute and write; see :meth:`map`. Every file
+        is complete or not there, and a call that was interrupted goes on where it stopped. The slides themselves, in
+        files or in memory, stay as they are.
+
+        Parameters
+        ----------
+        folder
+            Folder to write to, in the layout of :func:`hibiost.io.write_hest`; none that slides are read from.
+        function
+            Takes an AnnData of one slide and changes it, or returns another one: a verb such as
+            :func:`hibiost.pp.tfidf_sentences` or :func:`hibiost.pp.map_genes`, or your own.
+        overwrite
+            Write slides anew that are in the folder; by default they stay, whatever the options were.
+        options
+            Further arguments of the function.
+
+        Returns
+        -------
+        The corpus of the slides as written, with counts in ``X``.
+
+        Raises
+        ------
+        DataError
+            The folder is a file or one that slides are read from, two slides bear the same name, or a file cannot be
+            read or written.
+
+        Examples
+        --------
+        >>> import hibiost as hb
+        >>> corpus = hb.io.Corpus(hb.datasets.tissue(60, n_slides=3))
+        >>> vocabulary = corpus.vocabulary()
+        >>> written = corpus.write("sentences", hb.pp.tfidf_sentences, vocabulary=vocabulary, weights=False)
+        >>> hb.get.sentences(written["tissue_1"]).shape
+        (60,)
+        """
+        root = Path(os.path.abspath(Path(folder).expanduser()))
+        ids = [slide.id for slide in self._slides]
+        if twice := [name for name, times in Counter(ids).items() if times > 1]:
+            raise DataError(f"several slides are named {twice[0]!r}; give each slide a name of its own.")
+        if any(slide.source.hest and slide.source.root.resolve() == root.resolve() for slide in self._slides):
+            raise DataError(f"{root} is the folder that slides are read from; choose another one.")
+        check_target(root, ids, overwrite=True)
+        left = np.array([overwrite or not (root / "st" / f"{name}.h5ad").exists() for name in ids])
+        if not left.all():
+            kept = np.count_nonzero(~left)
+            logger.info("%d of %d slides are in %s already; overwrite=True writes them anew.", kept, len(ids), root)
+        if left.any():
+            writing = _Writing(function, options, root, self.layer, self.library_key)
+            done = self.select(left)._map(_Call(writing, {}, own=True))
+            for _ in tqdm(done, total=left.sum(), desc="write", unit="slide", disable=not settings.progress):
+                pass
+        return Corpus(root, library_key=self.library_key).select(ids)
 
     def vocabulary(self, *, min_spots: int = 1) -> Vocabulary:
         """Fit a vocabulary on the slides as they are read, one in memory at a time; see :meth:`map` for dask.
@@ -220,14 +284,14 @@ class Corpus:
         DataError
             A slide cannot be read, or holds no counts.
         """
-        parts = self._map(_count, counts_only=True, layer=self.layer, library_key=self.library_key)
+        options = {"layer": self.layer, "library_key": self.library_key}
+        parts = self._map(_Call(_count, options, counts_only=True))
         bar = tqdm(parts, total=len(self), desc="vocabulary", unit="slide", disable=not settings.progress)
         return Vocabulary.merge(bar, min_spots=min_spots)
 
-    def _map(self, function: Callable[..., T], *, counts_only: bool, **options: Any) -> Iterator[T]:
+    def _map(self, call: _Call) -> Iterator[Any]:
         client = dask_client()
         groups = iter(self._groups())
-        call = _Call(function, options, counts_only)
         if client is None:
             for group in groups:
                 yield from call.each(group)
@@ -294,16 +358,17 @@ class _Group:
     def of(cls, *slides: Surveyed) -> _Group:
         return cls(slides[0].source, tuple(slide.id for slide in slides))
 
-    def read(self, *, counts_only: bool = False) -> Iterator[AnnData]:
+    def read(self, *, counts_only: bool = False, own: bool = False) -> Iterator[AnnData]:
+        """The slides; one that was given in memory as it is, or as a copy of its own."""
         adata = self.source.read_counts() if counts_only else self.source.read()
         rows = inputs.libraries(adata, self.source.library_key)
         if len(rows) == 1:
-            yield adata
+            yield adata.to_memory(copy=True) if own and adata is self.source.place else adata
             return
         spatial = adata.uns.get(keys.SPATIAL, {})
         for slide in self.slides:
             part = adata[rows[slide]].copy()
-            part.uns[keys.SPATIAL] = {slide: spatial[slide]} if slide in spatial else {}
+            part.uns[keys.SPATIAL] = {slide: part.uns[keys.SPATIAL][slide]} if slide in spatial else {}
             yield part
 
 
@@ -313,14 +378,43 @@ class _Call:
 
     function: Callable[..., Any]
     options: dict[str, Any]
-    counts_only: bool
+    counts_only: bool = False
+    own: bool = False
 
     def each(self, group: _Group) -> Iterator[Any]:
-        return (self.function(adata, **self.options) for adata in group.read(counts_only=self.counts_only))
+        slides = group.read(counts_only=self.counts_only, own=self.own)
+        for name, adata in zip(group.slides, slides, strict=True):
+            try:
+                result = self.function(adata, **self.options)
+            except Exception as error:
+                error.add_note(f"This was slide {name!r} of the corpus.")
+                raise
+            yield result
 
     def __call__(self, group: _Group) -> list[Any]:
         with ONE_FILE:
             return list(self.each(group))
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A function whose results are written, as workers get it."""
+
+    function: Callable[..., AnnData | None]
+    options: dict[str, Any]
+    root: Path
+    layer: str | None
+    library_key: str
+
+    def __call__(self, adata: AnnData) -> None:
+        result = self.function(adata, **self.options)
+        if not isinstance(result, AnnData | None):
+            raise DataError(
+                f"the function returned a {type(result).__name__}; expected an AnnData, or None where it changes the "
+                "one that it was given. corpus.map(function) gives results of any kind."
+            )
+        written = adata if result is None else result
+        write_hest(written, self.root, layer=self.layer, library_key=self.library_key, overwrite=True)
 
 
 def _submit(client: Any, call: _Call, group: _Group) -> Callable[[], Iterable[Any]]:

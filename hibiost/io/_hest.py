@@ -113,10 +113,13 @@ def read_hest(
     root = Path(folder)
     whole = read_h5ad(_sample_path(root, sample))
     metadata = read_metadata(root / "metadata" / f"{sample}.json")
+    recorded = metadata.get("source_image_path")
     files = {
         "source_image_path": attached(root / "wsis" / f"{sample}.tif", metadata, "source_image_path", wanted=image),
         "patches_path": attached(root / "patches" / f"{sample}.h5", metadata, "patches_path", wanted=patches),
     }
+    if image is None and recorded is not None and not any(files.values()):
+        logger.warning("sample %r: its image is no longer there: %s.", sample, recorded)
     whole = genes_only(whole, sample)
     whole, stored_mpp = match_patches(whole, files["patches_path"], sample, drop=patches is True)
     size = pixel_size_of(mpp, metadata, stored_mpp, files["source_image_path"])
@@ -401,7 +404,7 @@ def write_hest(
     root = Path(folder)
     counts, xy = inputs.counts(adata, layer), inputs.coordinates(adata)
     libraries = inputs.libraries(adata, library_key)
-    _check_target(root, list(libraries), overwrite=overwrite)
+    check_target(root, list(libraries), overwrite=overwrite)
     for library_id, rows in libraries.items():
         _check_barcodes(adata.obs_names[rows], f"slide {library_id!r}", "rename them: adata.obs_names_make_unique()")
     slides = inputs.slides(adata, library_key) if patches else []
@@ -435,7 +438,7 @@ def _as_h5ad(adata: AnnData) -> memoryview:
     return content.getbuffer()
 
 
-def _check_target(root: Path, samples: list[str], *, overwrite: bool) -> None:
+def check_target(root: Path, samples: list[str], *, overwrite: bool) -> None:
     if root.exists() and not root.is_dir():
         raise DataError(f"{root} is a file; expected a folder, which gets st, metadata and patches.")
     for sample in samples:

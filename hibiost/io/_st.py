@@ -229,9 +229,10 @@ def _read_spots(path: Path) -> pd.DataFrame:
         table = pd.read_csv(lines, sep=separator, header=None, names=columns, skip_blank_lines=True, index_col=False)
     absent = [column for column in ("x", "y", "pixel_x", "pixel_y") if column not in table]
     if absent:
+        swapped = " Is it the count table? The spot file comes second." if len(columns) > 20 else ""
         raise DataError(
-            f"{path} has no column {', '.join(absent)} (it has {columns}); expected x, y (place on the array), "
-            "pixel_x, pixel_y (pixels of the image), and where known new_x, new_y, selected."
+            f"{path} has no column {', '.join(absent)} (of {len(columns)}: {columns[:8]}); expected x, y (place on the "
+            f"array), pixel_x, pixel_y (pixels of the image), and where known new_x, new_y, selected.{swapped}"
         )
     wanted = ["x", "y", "new_x", "new_y", "pixel_x", "pixel_y", "selected"]
     spots = table[[column for column in wanted if column in table]].apply(pd.to_numeric, errors="coerce")

@@ -134,7 +134,10 @@ class Source:
             metadata = self._metadata()
             if not metadata:
                 problems.append(Problem(f"has no metadata/{self.name}.json.", blocking=False))
+        recorded = metadata.get("source_image_path")
         files = self._files(metadata)
+        if recorded is not None and not any(files.values()):
+            problems.append(Problem(f"its image is no longer there: {recorded}.", blocking=False))
         with collecting(problems):
             if files["patches_path"] is not None:
                 with PatchFile(files["patches_path"]) as file:
@@ -183,7 +186,8 @@ class collecting:
         self._caught = warnings.catch_warnings(record=True)
 
     def __enter__(self) -> None:
-        self._told = self._caught.__enter__()
+        told = self._caught.__enter__()
+        self._told = [] if told is None else told
         warnings.simplefilter("always")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:

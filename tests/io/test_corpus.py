@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -321,6 +323,38 @@ def test_problems_of_plain_files(sections, tmp_path):
     assert problems.str.startswith("mixes species: 200 of its genes are of human and 100 of mouse").sum() == 1
 
 
+def test_an_image_that_is_gone(tmp_path, caplog):
+    adata = hb.datasets.tissue(40, n_genes=60, n_slides=2, pitch_px=200, image_path=tmp_path / "scans")
+    for entry in adata.uns["spatial"].values():
+        entry["metadata"]["species"] = "Homo sapiens"
+    hb.io.write_hest(adata, tmp_path / "hest")
+    adata.write_h5ad(tmp_path / "both.h5ad")
+    assert Corpus(tmp_path / "hest").problems.empty
+    lost = tmp_path / "scans" / "tissue_1.tif"
+    lost.unlink()
+    corpus = Corpus(tmp_path / "hest")
+    reduced = adata.uns["spatial"]["tissue_1"]["scalefactors"]["tissue_hires_scalef"]
+    assert reduced < 0.9
+    assert told(corpus, "tissue_0") == {}
+    gone, small = told(corpus, "tissue_1")
+    assert gone == f"its image is no longer there: {lost}."
+    assert f"no full-resolution image: patches are read from images['hires'], at {reduced:.1%}" in small
+    assert corpus.index["usable"].all()
+    assert corpus.index["has_image"].tolist() == [True, False]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "hibiost"):
+        hb.io.read_hest(tmp_path / "hest", "tissue_0")
+        assert not caplog.text
+        hb.io.read_hest(tmp_path / "hest", "tissue_1", image=False)
+        assert not caplog.text
+        hb.io.read_hest(tmp_path / "hest", "tissue_1")
+    assert f"'tissue_1': its image is no longer there: {lost}" in caplog.text
+    assert any(
+        str(lost) in problem and blocking
+        for problem, blocking in told(Corpus(tmp_path / "both.h5ad"), "tissue_1").items()
+    )
+
+
 def test_counts_in_a_layer_and_slides_by_another_column(sections, tmp_path):
     adata = part(sections, "tissue_0", "tissue_1")
     adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
@@ -410,7 +444,7 @@ def test_map(sections, folder):
 
 @pytest.mark.filterwarnings("ignore:Couldn't detect a suitable IP address:RuntimeWarning")  # tests have no network
 @pytest.mark.global_rng
-def test_dask_gives_the_same(sections, folder):
+def test_dask_gives_the_same(sections, folder, tmp_path):
     distributed = pytest.importorskip("distributed")
     memory = part(sections, "tissue_6")
     (folder / "st" / "tissue_6.h5ad").unlink()
@@ -441,10 +475,169 @@ def test_dask_gives_the_same(sections, folder):
         assert corpus.vocabulary() == vocabulary
         assert sentences() == alone
         assert [name == here for name in corpus.map(thread)] == [False] * 6 + [True]
+        written = corpus.write(tmp_path / "new", hb.pp.tfidf_sentences, vocabulary=vocabulary, n_genes=20)
+        assert {spot: words for adata in written for spot, words in sentences_of(adata).items()} == in_memory(
+            sections, vocabulary
+        )
+        tables = corpus.map(hb.pp.tfidf_sentences, vocabulary=vocabulary, n_genes=20, copy=True)
+        assert [sentences_of(adata) for adata in tables] == [sentences_of(adata) for adata in written]
         path = folder / "st" / "tissue_3.h5ad"
         path.write_bytes(path.read_bytes()[:5000])
         with pytest.raises(DataError, match="tissue_3.h5ad cannot be read"):
             corpus.vocabulary()
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def sentences_of(adata):
+    table = adata.obsm["gene_sentence"]
+    genes = np.array([*adata.uns["gene_sentence"]["genes"], ""], dtype=object)
+    return dict(zip(adata.obs_names, genes[table].tolist(), strict=True))
+
+
+def in_memory(sections, vocabulary):
+    expected = sections.copy()
+    hb.pp.tfidf_sentences(expected, vocabulary=vocabulary, n_genes=20)
+    return sentences_of(expected)
+
+
+def test_sentences_of_a_corpus_on_disk(sections, folder, tmp_path):
+    untouched = part(sections, "tissue_6")
+    untouched.uns["spatial"]["tissue_6"]["metadata"]["organ"] = "Lung"
+    (folder / "st" / "tissue_6.h5ad").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    given = untouched.copy()
+    corpus = Corpus([folder, given])
+    vocabulary = corpus.vocabulary()
+    written = corpus.write(tmp_path / "Sätze", hb.pp.tfidf_sentences, vocabulary=vocabulary, n_genes=20)
+    expected = in_memory(sections, vocabulary)
+    found = {}
+    for adata in written:
+        found |= sentences_of(adata)
+        assert "tfidf" in adata.layers
+    assert found == expected
+    assert written.index["organ"].tolist() == ["Breast", "Kidney", *["Breast"] * 4, "Lung"]
+    assert written.index["n_problems"].sum() == 0
+    assert (written["tissue_2"].X != part(sections, "tissue_2").X).nnz == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert given.obsm.keys() == untouched.obsm.keys()
+    assert given.uns["spatial"]["tissue_6"]["metadata"] == untouched.uns["spatial"]["tissue_6"]["metadata"]
+    assert "idf" not in given.var
+
+
+def other_slide(adata):
+    adata.uns["spatial"][adata.obs["library_id"].iloc[0]]["metadata"]["organ"] = "Skin"
+    return adata[:30, ::-1].copy()
+
+
+@pytest.mark.parametrize("names", [["tissue_0"], ["tissue_0", "tissue_3"]])
+def test_written_is_what_the_function_returns(sections, tmp_path, names):
+    given = part(sections, *names)
+    written = Corpus(given).write(tmp_path / "a", other_slide)
+    assert written.index["n_spots"].tolist() == [30] * len(names)
+    assert written.index["organ"].tolist() == ["Skin"] * len(names)
+    assert list(written[names[-1]].var_names) == list(sections.var_names[::-1])
+    assert [given.uns["spatial"][name]["metadata"]["organ"] for name in names] == ["Breast"] * len(names)
+
+
+def test_written_from_a_layer_and_another_column(sections, tmp_path):
+    adata = part(sections, "tissue_0", "tissue_1")
+    adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
+    adata.obs["section"] = adata.obs.pop("library_id")
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    corpus = Corpus(tmp_path / "a.h5ad", library_key="section", layer="counts")
+    written = corpus.write(tmp_path / "new", hb.pp.tfidf_sentences, layer="counts", library_key="section")
+    assert list(written.index.index) == ["tissue_0", "tissue_1"]
+    assert (adata[40:].layers["counts"] != written["tissue_1"].X).nnz == 0
+    assert set(written["tissue_1"].obs["section"]) == {"tissue_1"}
+
+
+class Failing:
+    """Fails at a slide, and tells the slides it was called with."""
+
+    def __init__(self, bad=""):
+        self.bad, self.seen = bad, []
+
+    def __call__(self, adata, **options):
+        self.seen.append(adata.obs["library_id"].iloc[0])
+        if self.seen[-1] == self.bad:
+            raise RuntimeError("out of luck")
+        hb.pp.tfidf_sentences(adata, **options)
+
+
+def test_a_failed_run_goes_on_where_it_stopped(folder, tmp_path, caplog):
+    corpus, new = Corpus(folder), tmp_path / "new"
+    failing, working = Failing("tissue_3"), Failing()
+    with pytest.raises(RuntimeError, match="out of luck") as caught:
+        corpus.write(new, failing, n_genes=20)
+    assert caught.value.__notes__ == ["This was slide 'tissue_3' of the corpus."]
+    assert sorted(path.name for path in new.rglob("*.*")) == sorted(
+        f"tissue_{i}.{ending}" for i in range(3) for ending in ("h5ad", "json")
+    )
+    first = (new / "st" / "tissue_0.h5ad").read_bytes()
+    with caplog.at_level(logging.INFO, "hibiost"):
+        written = corpus.write(new, working, n_genes=20)
+    assert "3 of 7 slides are in" in caplog.text
+    assert working.seen == ["tissue_3", "tissue_4", "tissue_5", "tissue_6"]
+    assert (new / "st" / "tissue_0.h5ad").read_bytes() == first
+    assert len(written) == N_SLIDES
+    part_of_it = corpus.select(["tissue_1", "tissue_5"]).write(new, Failing("any"), n_genes=20)
+    assert list(part_of_it.index.index) == ["tissue_1", "tissue_5"]
+    assert part_of_it["tissue_1"].obsm["gene_sentence"].shape == (40, 20)
+    again = corpus.select(["tissue_1"]).write(new, hb.pp.tfidf_sentences, overwrite=True, n_genes=10)
+    assert again["tissue_1"].obsm["gene_sentence"].shape == (40, 10)
+
+
+KILLED = """
+import os, sys
+import anndata
+import hibiost as hb
+whole = anndata.AnnData.write_h5ad
+def write_h5ad(adata, path):
+    whole(adata, path)
+    if adata.obs["library_id"].iloc[0] == "tissue_2":
+        with open(path, "rb+") as file:
+            file.truncate(5000)
+        os._exit(9)
+anndata.AnnData.write_h5ad = write_h5ad
+hb.io.Corpus(sys.argv[1]).write(sys.argv[2], hb.pp.tfidf_sentences, n_genes=20)
+"""
+
+
+def test_killed_while_writing(folder, tmp_path):
+    new = tmp_path / "new"
+    killed = subprocess.run([sys.executable, "-c", KILLED, folder, new], capture_output=True, text=True, check=False)
+    assert killed.returncode == 9, killed.stderr
+    assert sorted(path.name for path in (new / "st").glob("*.h5ad")) == ["tissue_0.h5ad", "tissue_1.h5ad"]
+    assert (new / "st" / "tissue_2.h5ad.part").stat().st_size == 5000
+    assert Corpus(new).index["usable"].tolist() == [True, True]
+    written = Corpus(folder).write(new, hb.pp.tfidf_sentences, n_genes=20)
+    straight = Corpus(folder).write(tmp_path / "straight", hb.pp.tfidf_sentences, n_genes=20)
+    assert [sentences_of(adata) for adata in written] == [sentences_of(adata) for adata in straight]
+    assert not list(new.rglob("*.part"))
+
+
+def test_refusals_of_writing(sections, folder, tmp_path):
+    corpus = Corpus(folder)
+    with pytest.raises(DataError, match="is the folder that slides are read from; choose another"):
+        corpus.write(folder, hb.pp.tfidf_sentences, overwrite=True)
+    with pytest.raises(DataError, match="is the folder that slides are read from; choose another"):
+        corpus.select(["tissue_1"]).write(folder / "st" / "..", hb.pp.tfidf_sentences)
+    with pytest.raises(DataError, match="several slides are named 'tissue_1'"):
+        Corpus([folder, part(sections, "tissue_1")]).write(tmp_path / "new", hb.pp.tfidf_sentences)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file is a file; expected a folder"):
+        corpus.write(tmp_path / "file", hb.pp.tfidf_sentences)
+    nameless = part(sections, "tissue_0")
+    nameless.obs["library_id"] = "a/b"
+    nameless.uns["spatial"] = {"a/b": nameless.uns["spatial"]["tissue_0"]}
+    with pytest.raises(DataError, match="'a/b', which is no name for a file"):
+        Corpus(nameless).write(tmp_path / "new", hb.pp.tfidf_sentences)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(DataError, match=r"the function returned a tuple; .* corpus.map\(function\)"):
+        corpus.write(tmp_path / "new", n_counts)
+    assert not (tmp_path / "new").exists()
 
 
 # -- training --------------------------------------------------------------------------------------------------------

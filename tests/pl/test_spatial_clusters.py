@@ -127,6 +127,15 @@ def test_labels_that_are_not_categorical_leave_the_anndata_alone(adata):
     assert set(adata.uns) == before
 
 
+def test_the_smaller_image_where_there_is_no_larger_one(adata):
+    for entry in adata.uns["spatial"].values():
+        entry["images"]["lowres"] = entry["images"].pop("hires")[::2, ::2]
+        entry["scalefactors"]["tissue_lowres_scalef"] = SCALE / 2
+    (image,) = pl.spatial_clusters(adata, library_id="C3").axes[0].images
+    np.testing.assert_array_equal(image.get_array(), adata.uns["spatial"]["C3"]["images"]["lowres"])
+    np.testing.assert_allclose(image.get_extent(), [-0.5, 120 / (SCALE / 2) - 0.5, 110 / (SCALE / 2) - 0.5, -0.5])
+
+
 def test_without_image_or_diameter(adata):
     assert not pl.spatial_clusters(adata, img_key=None).axes[0].images
     assert not pl.spatial_clusters(adata, img_key="lowres").axes[0].images
