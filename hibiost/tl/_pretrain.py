@@ -26,7 +26,7 @@ from ._resolve import new_sentences, resolve_device
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ..model import HibioModel, ModelConfig
+    from ..model import HibioModel, ImageEncoder, ModelConfig
     from ..train import PathwayAnchors, Recipe
 
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def pretrain(
     adata: AnnData | Corpus | str | os.PathLike[str] | Sequence[AnnData | str | os.PathLike[str]],
     *,
-    image_encoder: str | ModelConfig = "ViT-B-16",
+    image_encoder: str | ModelConfig | ImageEncoder = "ViT-B-16",
     epochs: int | None = None,
     pathways: str | os.PathLike[str] | Mapping[str, Iterable[str]] | None = None,
     recipe: Mapping[str, Any] | Recipe | None = None,
@@ -45,7 +45,7 @@ def pretrain(
     device: str = "auto",
     rng: RNG = 0,
 ) -> HibioModel:
-    """Train a model from scratch on spots with H&E and counts: the three levels of HiBio-ST (eqs 1-14).
+    """Train a model on spots with H&E and counts: the three levels of HiBio-ST (eqs 1-14).
 
     Level one aligns the patch of each spot with the sentence of its keyword genes (eqs 9, 10). Level two aligns patches
     with the pathways that a sentence overlaps (eqs 5, 6, 11), where ``pathways`` are given. Level three, from epoch
@@ -65,7 +65,10 @@ def pretrain(
         folders, ``.h5ad`` and ``.zarr``, or a :class:`hibiost.io.Corpus` (which may be a selection, and names its
         ``layer`` and ``library_key`` itself). All files are checked first.
     image_encoder
-        A preset, see :func:`hibiost.model.presets`, or a configuration.
+        A preset, see :func:`hibiost.model.presets`, or a configuration: the image tower starts from random weights. Or
+        an encoder from elsewhere, with its weights: ``"uni"``, ``"timm:resnet50.a1_in1k"``,
+        ``"open_clip:ViT-B-16/laion2b_s34b_b88k"``, ``"hf-hub:ORGANISATION/NAME"``, or what
+        :func:`hibiost.model.image_encoder` returns, which also takes local files.
     epochs
         Passes over the spots; by default the preset's.
     pathways
@@ -110,7 +113,7 @@ def pretrain(
     ImageError
         An image is absent, unreadable or truncated.
     ModelError
-        An unknown preset.
+        An unknown preset or encoder; weights that cannot be had, with the way to get them, or that do not fit.
 
     Examples
     --------
@@ -124,9 +127,11 @@ def pretrain(
     ['0', '1']
     """
     from ..model import HibioModel
+    from ..model.encoders import as_encoder
     from ..train import Pairs, Regions, fit
 
-    config, values = _configuration(image_encoder, epochs, recipe, mpp)
+    encoder = as_encoder(image_encoder)
+    config, values = _configuration(encoder.config if encoder else image_encoder, epochs, recipe, mpp)
     device, seed = resolve_device(device), as_seed(rng)
     adatas = _sources(adata, layer, library_key)
     if isinstance(adatas, Corpus):
@@ -140,6 +145,7 @@ def pretrain(
     slides, sentences, of_slides = zip(*each, strict=True)
     words = {(number, slide): found for number, part in enumerate(of_slides) for slide, found in part.items()}
     model = HibioModel(config, vocabulary, metadata=list(vocabulary.metadata), rng=seed)
+    started = None if encoder is None else encoder.start(model)
     _check_length(model, values.n_genes, words)
     spots = _spots(slides, sentences)
     values = values.updated({"batch_size": min(values.batch_size, len(spots.sentences))})
@@ -167,6 +173,7 @@ def pretrain(
         "n_spots": len(spots.sentences),
         "slides": [slide.library_id for slide in spots.slides],
         "mpp": _median_mpp(slides),
+        "image_encoder": started,
         "pathways": None if gene_sets is None else dict(gene_sets.source),
         "recipe": values.to_dict(),
         "history": history,

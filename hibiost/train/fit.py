@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -21,6 +21,7 @@ from ..model import HibioModel
 from ..model.losses import info_nce, region_alignment
 from ..settings import logger
 from .data import EpochSampler, Pairs, augment, hash_seed, region_order
+from .groups import parameter_groups
 from .pathways import PathwayAnchors
 from .recipe import Recipe
 from .regions import Regions, joint_embeddings
@@ -64,6 +65,7 @@ class Alignment(lightning.LightningModule):
         self.history: list[dict[str, float]] = []
         self.renewals: list[dict[str, float]] = []
         self._steps: list[dict[str, Tensor]] = []
+        model.freeze_image(recipe.freeze_image)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -129,9 +131,8 @@ class Alignment(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, then a cosine."""
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self, self.recipe.weight_decay), lr=self.recipe.lr, betas=self.recipe.betas
-        )
+        groups = parameter_groups(self, self.recipe, tower=self.model.visual)
+        optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=self.recipe.betas)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, self.recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -150,16 +151,6 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
         return (step + 1) / warm
     done = (step - warm) / max(1, steps - warm)
     return recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * done)) / 2
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight matrices and embeddings with decay; biases, norms, positions and the logit scale without."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        without = parameter.ndim < 2 or name.endswith(("positional_embedding", "pos_embed", "cls_token"))
-        (plain if without else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 def lightning_precision(precision: str, accelerator: str) -> Any:
