@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def _checkpoint(path: Path) -> Mapping[str, Any]:
     # numbers of numpy, such as a learning rate, are data: they stand in many training checkpoints
     numbers = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *map(type, map(np.dtype, "?ilfd"))]
     try:
-        with torch.serialization.safe_globals(numbers):
+        with torch.serialization.safe_globals(numbers), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*looks like a TorchScript archive")  # refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
         raise ModelError(f"{path} was not loaded: {_why(path, error)}.") from error

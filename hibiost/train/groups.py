@@ -13,7 +13,7 @@ _PLAIN = ("positional_embedding", "pos_embed", "cls_token", "reg_token")
 _BESIDE = (99999,)
 """In timm's rules of grouping: to the layer before."""
 _OPEN_CLIP = {
-    "stem": r"^(conv\d|bn\d|class_embedding|positional_embedding|ln_pre)",
+    "stem": r"^(?:conv\d|bn\d|class_embedding|positional_embedding|ln_pre)",
     "blocks": [
         (r"^transformer\.resblocks\.(\d+)", None),
         (r"^layer(\d+)\.(\d+)", None),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from unittest.mock import Mock
 
 import huggingface_hub
@@ -184,13 +185,15 @@ def test_a_model_that_timm_saved_for_the_hub(place, safe, hub, tmp_path, vocabul
 
 
 def test_weights_that_timm_has_to_rename(tmp_path, vocabulary):
-    """DINOv2's own files: other names than timm's, and a mask token that timm leaves out."""
-    source = vit(num_classes=0)
-    tensors = {name.replace("ls1.gamma", "ls1.gamma"): value for name, value in source.state_dict().items()}
+    """DINOv2's own files: register tokens under another name than timm's, and a mask token that timm leaves out."""
+    source = vit(num_classes=0, reg_tokens=2, no_embed_class=True)
+    tensors = source.state_dict()
+    tensors["register_tokens"] = tensors.pop("reg_token")
     tensors["mask_token"] = torch.zeros(1, 24)
-    tensors["register_tokens"] = tensors.pop("reg_token", torch.zeros(1, 0, 24))
+    tensors["pos_embed"] = torch.cat([torch.zeros(1, 1, 24), tensors["pos_embed"]], dim=1)
+    tensors["cls_token"] = tensors["cls_token"].clone()
     folder = tmp_path / "dino"
-    save_for_hf(source, folder, model_args=VIT)
+    save_for_hf(source, folder, model_args={**VIT, "reg_tokens": 2, "no_embed_class": True})
     torch.save({"model": tensors}, folder / "dino.pth")
     model, _ = started(image_encoder(f"local-dir:{folder}", folder / "dino.pth"), vocabulary)
     check_features(model.visual.trunk, source, 64)
@@ -220,7 +223,7 @@ def test_the_image_tower_of_a_clip(kind, clip, tmp_path, vocabulary):
     assert encoder.config.embed_dim == WIDTH.get(kind, 24)
     assert encoder.config.mean == (0.48145466, 0.4578275, 0.40821073)
     model, _ = started(encoder, vocabulary)
-    check_features(model.visual, source.encode_image, encoder.config.image_size)
+    check_features(model.visual, partial(source.encode_image, normalize=False), encoder.config.image_size)
 
 
 def test_quick_gelu_makes_a_difference(clip, tmp_path, vocabulary):
@@ -254,10 +257,10 @@ def test_a_clip_that_open_clip_saved_for_the_hub(clip, hub, tmp_path, vocabulary
     from open_clip.push_to_hf_hub import save_for_hf as save_clip
 
     source = clip("vit")
-    source.visual.preprocess_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3), "size": (32, 32)}
+    open_clip.model.set_model_preprocess_cfg(source, {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)})
     folder = tmp_path / "clip"
     config = open_clip.get_model_config("small-vit")
-    save_clip(source, None, config, folder, safe_serialization=True)
+    save_clip(source, Mock(), config, folder, safe_serialization=True)
     hub("someone/clip", folder)
     encoder = image_encoder("hf-hub:someone/clip")
     assert (encoder.config.mean, encoder.config.std) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
