@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,7 +95,7 @@ class ImageEncoder:
     def check(self) -> None:
         """Refuse weights that cannot be read or are not those of ``config``; names and shapes alone are compared."""
         with torch.device("meta"):
-            model = HibioModel(self.config, Vocabulary(("A",), [1], [1]))
+            model = HibioModel(self.config, Vocabulary(("A",), np.ones(1, int), np.ones(1, int)))
         self._fitting(model.visual.trunk if isinstance(model.visual, TimmTower) else model.visual)
 
     def _fitting(self, tower: nn.Module) -> dict[str, Tensor]:
@@ -283,8 +284,8 @@ def _from_hub(name: str, base: ModelConfig, given: Path | None) -> ImageEncoder:
     found = {file: _cached(hub, file, revision or None) for file in _CONFIGS}
     if not any(found.values()):
         found = {file: _fetch(hub, (file,), revision or None, optional=True) for file in _CONFIGS}
-    found = {file: path for file, path in found.items() if path is not None}
-    return _from_description(f"hf-hub:{name}", base, found, given or _fetch(hub, _FILES, revision or None), hub=hub)
+    there = {file: path for file, path in found.items() if path is not None}
+    return _from_description(f"hf-hub:{name}", base, there, given or _fetch(hub, _FILES, revision or None), hub=hub)
 
 
 def _from_folder(name: str, base: ModelConfig, given: Path | None) -> ImageEncoder:
@@ -453,11 +454,11 @@ def _local(path: Path) -> Path:
 
 
 def _cached(hub: str, file: str, revision: str | None) -> Path | None:
-    import huggingface_hub
+    from huggingface_hub import errors, try_to_load_from_cache
 
     try:
-        cached = huggingface_hub.try_to_load_from_cache(hub, file, revision=revision)
-    except huggingface_hub.errors.HFValidationError as error:
+        cached = try_to_load_from_cache(hub, file, revision=revision)
+    except errors.HFValidationError as error:
         raise ModelError(f"{hub!r} is no name on the hub; expected 'hf-hub:ORGANISATION/NAME'.") from error
     return Path(cached) if isinstance(cached, str) else None
 

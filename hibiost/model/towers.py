@@ -30,8 +30,8 @@ class TimmTower(nn.Module):
         options = dict(args)
         if "mlp_layer" in options:
             options["mlp_layer"] = getattr(timm.layers, options["mlp_layer"])
-        self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **options)
-        width: Any = getattr(self.trunk, "head_hidden_size", self.trunk.num_features)
+        self.trunk: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        width = getattr(self.trunk, "head_hidden_size", self.trunk.num_features)
         self.head = nn.Sequential()
         self.head.add_module("proj", nn.Linear(width, embed_dim, bias=False))
 
@@ -45,7 +45,7 @@ class TimmTower(nn.Module):
         self.trunk.set_grad_checkpointing(enable)
 
 
-def projection(tower: nn.Module) -> list[nn.Parameter]:
+def projection(tower: Any) -> list[nn.Parameter]:
     """The weights with which an image tower ends; none where its features are the embeddings, as in SigLIP."""
     if hasattr(tower, "trunk"):
         return list(tower.head.parameters())

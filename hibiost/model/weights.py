@@ -70,7 +70,12 @@ def _checkpoint(path: Path) -> Mapping[str, Any]:
     from numpy._core.multiarray import scalar
 
     # numbers of numpy, such as a learning rate, are data: they stand in many training checkpoints
-    numbers = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *map(type, map(np.dtype, "?ilfd"))]
+    numbers: list[Any] = [
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        *map(type, map(np.dtype, "?ilfd")),
+    ]
     try:
         with torch.serialization.safe_globals(numbers), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*looks like a TorchScript archive")  # refused below
@@ -212,9 +217,9 @@ def from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for pattern, name in _TRANSFORMERS:
             renamed, n = re.subn(rf"^{pattern}", name, key)
             if n and ".q_proj." in key:
-                rows = [tensors.get(key.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-                if all(row is not None for row in rows):
-                    found[renamed] = torch.cat(rows)
+                rows = [key.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+                if all(row in tensors for row in rows):
+                    found[renamed] = torch.cat([tensors[row] for row in rows])
             elif n:
                 found[renamed] = value
     if "visual_projection.weight" in tensors:

@@ -131,7 +131,7 @@ def pretrain(
     from ..train import Pairs, Regions, fit
 
     encoder = as_encoder(image_encoder)
-    config, values = _configuration(encoder.config if encoder else image_encoder, epochs, recipe, mpp)
+    config, values = _configuration(getattr(encoder, "config", image_encoder), epochs, recipe, mpp)
     device, seed = resolve_device(device), as_seed(rng)
     adatas = _sources(adata, layer, library_key)
     if isinstance(adatas, Corpus):

@@ -60,7 +60,7 @@ def parameter_groups(module: nn.Module, recipe: Recipe, *, tower: nn.Module | No
     ]
 
 
-def layers(tower: nn.Module) -> dict[nn.Parameter, int]:
+def layers(tower: Any) -> dict[nn.Parameter, int]:
     """The layer of each weight of an image tower, from 0 at the pixels on; the last projection is the last layer."""
     from timm.models import group_parameters
 

@@ -120,10 +120,13 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= high:
                 raise DataError(f"recipe: {name} is {value!r}; expected a number from 0 to {high:g}.")
-        if not isinstance(self.freeze_image, bool):
-            raise DataError(f"recipe: freeze_image is {self.freeze_image!r}; expected True or False.")
-        if not isinstance(self.layer_decay, int | float) or not 0 < self.layer_decay <= 1:
-            raise DataError(f"recipe: layer_decay is {self.layer_decay!r}; expected a number above 0, at most 1.")
+        for name, kind, low, expected in (
+            ("freeze_image", bool, -1, "True or False"),
+            ("layer_decay", int | float, 0, "a number above 0, at most 1"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or not low < value <= 1:
+                raise DataError(f"recipe: {name} is {value!r}; expected {expected}.")
         if not self.pathway_temperature >= MIN_TEMPERATURE:
             raise DataError(
                 f"recipe: pathway_temperature is {self.pathway_temperature!r}; expected {MIN_TEMPERATURE} or more."

@@ -131,7 +131,7 @@ def source(tmp_path):
         torch.manual_seed(7)
         model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **args).eval()
     model.pretrained_cfg |= {"mean": (0.6, 0.5, 0.6), "std": (0.2, 0.2, 0.2), "license": "cc0-1.0"}
-    save_for_hf(model, tmp_path / "small", model_args=args)
+    save_for_hf(model, tmp_path / "small", model_args=args, safe_serialization=True)
     return model, tmp_path / "small"
 
 
