@@ -31,7 +31,7 @@ class TimmTower(nn.Module):
         if "mlp_layer" in options:
             options["mlp_layer"] = getattr(timm.layers, options["mlp_layer"])
         self.trunk: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
-        width = getattr(self.trunk, "head_hidden_size", self.trunk.num_features)
+        width: Any = getattr(self.trunk, "head_hidden_size", self.trunk.num_features)
         self.head = nn.Sequential()
         self.head.add_module("proj", nn.Linear(width, embed_dim, bias=False))
 

@@ -131,7 +131,7 @@ def pretrain(
     from ..train import Pairs, Regions, fit
 
     encoder = as_encoder(image_encoder)
-    config, values = _configuration(getattr(encoder, "config", image_encoder), epochs, recipe, mpp)
+    config, values = _configuration(encoder or image_encoder, epochs, recipe, mpp)
     device, seed = resolve_device(device), as_seed(rng)
     adatas = _sources(adata, layer, library_key)
     if isinstance(adatas, Corpus):
@@ -185,12 +185,18 @@ def pretrain(
 
 
 def _configuration(
-    image_encoder: str | ModelConfig, epochs: int | None, recipe: Mapping[str, Any] | Recipe | None, mpp: float | None
+    image_encoder: str | ModelConfig | ImageEncoder,
+    epochs: int | None,
+    recipe: Mapping[str, Any] | Recipe | None,
+    mpp: float | None,
 ) -> tuple[ModelConfig, Recipe]:
-    from ..model import ModelConfig
+    from ..model import ImageEncoder, ModelConfig
     from ..train import Recipe
 
-    config = ModelConfig.preset(image_encoder) if isinstance(image_encoder, str) else image_encoder
+    if isinstance(image_encoder, str):
+        config = ModelConfig.preset(image_encoder)
+    else:
+        config = image_encoder.config if isinstance(image_encoder, ImageEncoder) else image_encoder
     if mpp is not None:
         config = config.with_mpp(mpp)
     values = recipe if isinstance(recipe, Recipe) else Recipe().updated({**config.recipe, **(recipe or {})})

@@ -66,6 +66,7 @@ class Alignment(lightning.LightningModule):
         self.renewals: list[dict[str, float]] = []
         self._steps: list[dict[str, Tensor]] = []
         model.freeze_image(recipe.freeze_image)
+        model.train()
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -196,6 +197,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a frozen tower
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
