@@ -164,10 +164,11 @@ def image_encoder(
 
     Examples
     --------
-    >>> import hibiost as hb, timm, safetensors.torch
-    >>> source = timm.create_model("resnet10t")
-    >>> safetensors.torch.save_file(source.state_dict(), "resnet10t.safetensors")
-    >>> encoder = hb.model.image_encoder("timm:resnet10t", "resnet10t.safetensors", gene_tower="ResNet-10")
+    >>> import hibiost as hb, torch
+    >>> vocabulary = hb.genes.Vocabulary(("ERBB2", "MGP"), [1, 2], [3, 3])
+    >>> source = hb.model.HibioModel(hb.model.ModelConfig.preset("ResNet-10"), vocabulary).visual.trunk
+    >>> torch.save(source.state_dict(), "resnet10t.pt")
+    >>> encoder = hb.model.image_encoder("timm:resnet10t", "resnet10t.pt", gene_tower="ResNet-10")
     >>> encoder.config.image_size, encoder.config.embed_dim
     (176, 128)
     >>> encoder.source
