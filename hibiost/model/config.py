@@ -22,7 +22,9 @@ class ModelConfig:
     embed_dim
         Width of the space that images and gene sentences share.
     vision_cfg
-        Image tower, in open_clip's terms (``open_clip.CLIPVisionCfg``).
+        Image tower, in open_clip's terms (``open_clip.CLIPVisionCfg``). With ``timm_args`` beside ``timm_model_name``
+        and ``image_size``, the tower is that timm model with these arguments of ``timm.create_model``, and a linear
+        projection.
     text_cfg
         Gene-sentence tower, in open_clip's terms (``open_clip.CLIPTextCfg``); the vocabulary size follows from the
         vocabulary and is not given here.
@@ -32,6 +34,8 @@ class ModelConfig:
         Micrometres per pixel at which patches are cut; ``None`` for the pixels of the full-resolution image.
     mean, std
         Channel statistics of images scaled to 0–1.
+    quick_gelu
+        Both towers use the approximation of GELU that some weights of CLIP were trained with.
     recipe
         Training values that suit this architecture (fields of :class:`hibiost.train.Recipe`).
     """
@@ -43,6 +47,7 @@ class ModelConfig:
     mpp: float | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    quick_gelu: bool = False
     recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,7 +84,10 @@ class ModelConfig:
         """A preset by name, see :func:`presets`."""
         known = presets()
         if name not in known:
-            raise ModelError(f"no model preset {name!r}; the presets are {known}.{nearest(name, known)}")
+            raise ModelError(
+                f"no model preset {name!r}; the presets are {known}. Encoders from elsewhere: see "
+                f"hb.model.image_encoder.{nearest(name, known)}"
+            )
         return cls.from_dict(json.loads((_folder() / f"{name}.json").read_text()))
 
     def with_mpp(self, mpp: float | None) -> ModelConfig:

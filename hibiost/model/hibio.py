@@ -23,10 +23,13 @@ from ..genes import Vocabulary
 from .attention import with_causal_attention
 from .config import ModelConfig
 from .tokens import END, PAD, SentenceTokenizer, trimmed
+from .towers import TimmTower, projection
 
 FORMAT_VERSION = 1
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _MAX_LOGIT_SCALE = math.log(100)
+_UNUSED = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
+"""open_clip builds both towers or none: a small image tower, where another takes its place."""
 
 
 def _open_clip() -> Any:
@@ -53,7 +56,7 @@ def _checked(kind: type, values: Mapping[str, Any]) -> Any:
 class HibioModel(nn.Module):
     """Image tower and gene-sentence tower in one space, with the vocabulary they were trained on.
 
-    Both towers are open_clip's: a timm image encoder with a linear projection, and a causal text transformer that reads
+    An image encoder of timm or open_clip with a linear projection, and open_clip's causal text transformer, which reads
     one token per gene and is pooled at the end token (HiBio-ST, section 2 and C.1).
 
     Parameters
@@ -101,12 +104,18 @@ class HibioModel(nn.Module):
             "eos_id": END,
             "pool_type": "eos",
         }
-        vision_cfg = _checked(open_clip.CLIPVisionCfg, config.vision_cfg)
+        text = _checked(open_clip.CLIPTextCfg, text_cfg)
+        vision = dict(config.vision_cfg)
+        timm_args = vision.pop("timm_args", None)
+        image = _checked(open_clip.CLIPVisionCfg, vision if timm_args is None else _UNUSED)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed(rng))
-            towers = open_clip.CustomTextCLIP(config.embed_dim, vision_cfg, _checked(open_clip.CLIPTextCfg, text_cfg))
+            towers = open_clip.CustomTextCLIP(config.embed_dim, image, text, quick_gelu=config.quick_gelu)
+            if timm_args is not None:
+                towers.visual = TimmTower(vision["timm_model_name"], config.embed_dim, timm_args)
         self.visual, self.text = towers.visual, with_causal_attention(towers.text)
         self.logit_scale = towers.logit_scale
+        self._image_frozen = False
         self.visual.to(memory_format=torch.channels_last)
         self.mean: Tensor
         self.std: Tensor
@@ -127,6 +136,24 @@ class HibioModel(nn.Module):
     def gene_token_embeddings(self) -> Tensor:
         """Learned embedding of each gene of the vocabulary, n_genes x width."""
         return self.text.token_embedding.weight[self.tokenizer.first_gene :]
+
+    def freeze_image(self, frozen: bool = True) -> None:  # noqa: FBT001, FBT002 - as of torch's `train`
+        """Train nothing of the image tower but its last projection; or, with ``False``, all of it.
+
+        A frozen tower stays in evaluation mode while the model trains: no dropout, no new statistics of batch norms.
+        """
+        self.visual.requires_grad_(not frozen)
+        for parameter in projection(self.visual):
+            parameter.requires_grad_()
+        self._image_frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> HibioModel:  # noqa: FBT001, FBT002 - torch's signature
+        """Training or evaluation mode, as of any module; a frozen image tower stays in evaluation mode."""
+        super().train(mode)
+        if self._image_frozen:
+            self.visual.eval()
+        return self
 
     def normalise(self, patches: Tensor) -> Tensor:
         """uint8 or float patches in 0–255, batch x 3 x size x size, as the image tower wants them."""

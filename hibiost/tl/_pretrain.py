@@ -26,7 +26,7 @@ from ._spots import Spots, decoded, of_each, sources, words_of
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ..model import HibioModel, ModelConfig
+    from ..model import HibioModel, ImageEncoder, ModelConfig
     from ..train import Engine, Pairs, PathwayAnchors, Ranks, Recipe, Run
 
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def pretrain(
     adata: AnnData | Corpus | str | os.PathLike[str] | Sequence[AnnData | str | os.PathLike[str]],
     *,
-    image_encoder: str | ModelConfig = "ViT-B-16",
+    image_encoder: str | ModelConfig | ImageEncoder = "ViT-B-16",
     epochs: int | None = None,
     pathways: str | os.PathLike[str] | Mapping[str, Iterable[str]] | None = None,
     recipe: Mapping[str, Any] | Recipe | None = None,
@@ -47,7 +47,7 @@ def pretrain(
     device: str = "auto",
     rng: RNG = 0,
 ) -> HibioModel:
-    """Train a model from scratch on spots with H&E and counts: the three levels of HiBio-ST (eqs 1-14).
+    """Train a model on spots with H&E and counts: the three levels of HiBio-ST (eqs 1-14).
 
     Level one aligns the patch of each spot with the sentence of its keyword genes (eqs 9, 10). Level two aligns patches
     with the pathways that a sentence overlaps (eqs 5, 6, 11), where ``pathways`` are given. Level three, from epoch
@@ -71,7 +71,10 @@ def pretrain(
         folders, ``.h5ad`` and ``.zarr``, or a :class:`hibiost.io.Corpus` (which may be a selection, and names its
         ``layer`` and ``library_key`` itself). All files are checked first.
     image_encoder
-        A preset, see :func:`hibiost.model.presets`, or a configuration.
+        A preset, see :func:`hibiost.model.presets`, or a configuration: the image tower starts from random weights. Or
+        an encoder from elsewhere, with its weights: ``"uni"``, ``"timm:resnet50.a1_in1k"``,
+        ``"open_clip:ViT-B-16/laion2b_s34b_b88k"``, ``"hf-hub:ORGANISATION/NAME"``, or what
+        :func:`hibiost.model.image_encoder` returns, which also takes local files.
     epochs
         Passes over the spots; by default the preset's.
     pathways
@@ -124,7 +127,7 @@ def pretrain(
     ImageError
         An image is absent, unreadable or truncated.
     ModelError
-        An unknown preset.
+        An unknown preset or encoder; weights that cannot be had, with the way to get them, or that do not fit.
     RunError
         The folder holds a run of another configuration or of other data, a checkpoint cannot be written or read, the
         loss is no number, or there are fewer GPUs than processes.
@@ -141,14 +144,17 @@ def pretrain(
     ['0', '1']
     """
     from ..model import load
+    from ..model.encoders import as_encoder
     from ..train import Engine, joined
 
-    config, values = _configuration(image_encoder, epochs, recipe, mpp)
+    encoder = as_encoder(image_encoder)
+    config, values = _configuration(encoder or image_encoder, epochs, recipe, mpp)
     engine, device, seed = Engine.of(engine), resolve_device(device), as_seed(rng)
     gene_sets = datasets.gene_sets(pathways) if pathways is not None and values.lambda2 > 0 else None
     with joined(device) as ranks, _first_speaks(ranks), _folder(run, ranks) as (folder, kept):
         if kept is not None:
             asked = {"model": config.to_dict(), "recipe": values.to_dict(), "seed": seed, "pathways": _named(gene_sets)}
+            asked["image_encoder"] = None if encoder is None else encoder.record()
             kept.check("configuration", asked, write=ranks.first, mend="Ask for the same, or name another folder.")
             if kept.finished:
                 logger.info("the run in %s is finished; this is its model", folder)
@@ -166,8 +172,8 @@ def pretrain(
             measured = Spots.collected(held_out, ranks, selection=values.selection, **options)
             _check_apart(spots, measured)
         model, history = _trained(
-            config, values, seed, spots, measured, vocabulary=vocabulary, gene_sets=gene_sets, engine=engine,
-            ranks=ranks, folder=folder, run=kept, device=device,
+            config, values, seed, spots, measured, encoder=encoder, vocabulary=vocabulary, gene_sets=gene_sets,
+            engine=engine, ranks=ranks, folder=folder, run=kept, device=device,
         )  # fmt: skip
     if history is not None and not isinstance(adatas, Corpus):
         _write_history(adatas, *history, values)
@@ -181,6 +187,7 @@ def _trained(
     spots: Spots,
     measured: Spots | None,
     *,
+    encoder: ImageEncoder | None,
     vocabulary: Vocabulary,
     gene_sets: GeneSets | None,
     engine: Engine,
@@ -196,6 +203,7 @@ def _trained(
     if len(spots) < 2:
         raise DataError(f"{len(spots)} spots have a sentence; contrastive training needs two or more.")
     model = HibioModel(config, vocabulary, metadata=list(vocabulary.metadata), rng=seed)
+    started = None if encoder is None else encoder.start(model)
     _check_length(model, recipe.n_genes, words_of(spots))
     pairs, spots = _pairs(spots, folder, model, ranks, recipe.shift, engine, run)
     recipe = recipe.updated({"batch_size": _batch_size(recipe.batch_size, len(pairs))})
@@ -224,6 +232,7 @@ def _trained(
         "n_spots": len(spots),
         "slides": [slide.library_id for slide in spots.slides],
         "mpp": spots.median_mpp,
+        "image_encoder": started,
         "pathways": _named(gene_sets),
         "recipe": recipe.to_dict(),
         "history": history,
@@ -294,12 +303,18 @@ def _check_apart(spots: Spots, measured: Spots) -> None:
 
 
 def _configuration(
-    image_encoder: str | ModelConfig, epochs: int | None, recipe: Mapping[str, Any] | Recipe | None, mpp: float | None
+    image_encoder: str | ModelConfig | ImageEncoder,
+    epochs: int | None,
+    recipe: Mapping[str, Any] | Recipe | None,
+    mpp: float | None,
 ) -> tuple[ModelConfig, Recipe]:
-    from ..model import ModelConfig
+    from ..model import ImageEncoder, ModelConfig
     from ..train import Recipe
 
-    config = ModelConfig.preset(image_encoder) if isinstance(image_encoder, str) else image_encoder
+    if isinstance(image_encoder, str):
+        config = ModelConfig.preset(image_encoder)
+    else:
+        config = image_encoder.config if isinstance(image_encoder, ImageEncoder) else image_encoder
     if mpp is not None:
         config = config.with_mpp(mpp)
     values = recipe if isinstance(recipe, Recipe) else Recipe().updated({**config.recipe, **(recipe or {})})

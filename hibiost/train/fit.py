@@ -215,6 +215,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a frozen tower
             yield
     finally:
         for each, level in zip(loggers, levels, strict=True):

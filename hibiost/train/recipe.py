@@ -78,6 +78,13 @@ class Recipe:
         Neighbours of a spot in the graph that gives the regions.
     precision
         ``"32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where the processor or GPU computes in it.
+    freeze_image
+        Train nothing of the image tower but its last projection; for towers that start from other weights, see
+        :func:`hibiost.model.image_encoder`.
+    layer_decay
+        Each layer of the image tower learns at this share of the rate of the next deeper one; the last projection, the
+        gene tower and the heads learn at the full rate. 1 for one rate; 0.65 to 0.9 spare the first layers of a trained
+        tower.
     """
 
     epochs: int = 50
@@ -101,6 +108,8 @@ class Recipe:
     region_every: int = 10
     n_neighbors: int = 15
     precision: str = "auto"
+    freeze_image: bool = False
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         for name, low in _WHOLE.items():
@@ -111,6 +120,13 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= high:
                 raise DataError(f"recipe: {name} is {value!r}; expected a number from 0 to {high:g}.")
+        for name, kind, low, expected in (
+            ("freeze_image", bool, -1, "True or False"),
+            ("layer_decay", int | float, 0, "a number above 0, at most 1"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or not low < value <= 1:
+                raise DataError(f"recipe: {name} is {value!r}; expected {expected}.")
         if not self.pathway_temperature >= MIN_TEMPERATURE:
             raise DataError(
                 f"recipe: pathway_temperature is {self.pathway_temperature!r}; expected {MIN_TEMPERATURE} or more."

@@ -83,6 +83,8 @@ class Alignment(lightning.LightningModule):
         """The terms of the last step."""
         self._sums: dict[str, Tensor] = {}
         """Of the steps of this epoch."""
+        model.freeze_image(recipe.freeze_image)
+        model.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -209,7 +211,7 @@ class Alignment(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, then a cosine."""
-        groups = parameter_groups(self, self.recipe.weight_decay)
+        groups = parameter_groups(self, self.recipe, tower=self.model.visual)
         optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=self.recipe.betas, fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
         rate: Callable[[int], float] = partial(learning_rate, steps=steps, recipe=self.recipe)

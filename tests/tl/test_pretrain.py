@@ -1,3 +1,9 @@
+import hashlib
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -108,6 +114,120 @@ def test_bad_data_are_refused(reference, tiny, tmp_path):
     reference.uns["spatial"]["tissue_1"]["metadata"]["source_image_path"] = str(tmp_path / "cut.png")
     with pytest.raises(ImageError, match=r"cut\.png"):
         train(reference, tiny)
+
+
+# -- an image tower from elsewhere -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A small timm model, and the folder that timm made of it."""
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    args = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **args).eval()
+    model.pretrained_cfg |= {"mean": (0.6, 0.5, 0.6), "std": (0.2, 0.2, 0.2), "license": "cc0-1.0"}
+    save_for_hf(model, tmp_path / "small", model_args=args, safe_serialization=True)
+    return model, tmp_path / "small"
+
+
+def from_elsewhere(reference, folder, tiny, **recipe):
+    """One epoch, with a gene tower that is small enough for a test."""
+    encoder = hb.model.image_encoder(f"local-dir:{folder}")
+    encoder = replace(encoder, config=replace(encoder.config, embed_dim=16, text_cfg=tiny.text_cfg, recipe=tiny.recipe))
+    return train(reference, encoder, recipe={"lambda3": 0, "shift": 0.0, **recipe})
+
+
+def features(trunk, patches):
+    """Of pixels scaled and normalised here, by the statistics of the source."""
+    import torch
+
+    pixels = (torch.from_numpy(patches).permute(0, 3, 1, 2) / 255 - torch.tensor([0.6, 0.5, 0.6]).view(3, 1, 1)) / 0.2
+    with torch.inference_mode():
+        return trunk(pixels.contiguous()).numpy()
+
+
+def test_training_starts_from_the_weights(reference, source, tiny):
+    """With a rate of zero, the tower ends as it starts: its features are those of the source."""
+    timm_model, folder = source
+    model = from_elsewhere(reference, folder, tiny, lr=0.0)
+    patches = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    expected = features(timm_model, patches)
+    np.testing.assert_allclose(features(model.visual.trunk, patches), expected, rtol=1e-5, atol=1e-5)
+    projected = expected @ model.visual.head.proj.weight.detach().numpy().T
+    embeddings = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.embed_images(patches), embeddings, atol=1e-5)
+    trained = from_elsewhere(reference, folder, tiny)
+    assert np.abs(features(trained.visual.trunk, patches) - expected).max() > 1e-2
+
+
+def test_a_frozen_tower_ends_as_it_starts_and_layers_learn_at_their_rates(reference, source, tiny):
+    timm_model, folder = source
+    start = timm_model.state_dict()
+    frozen = from_elsewhere(reference, folder, tiny, freeze_image=True)
+    untouched = from_elsewhere(reference, folder, tiny, lr=0.0)
+    for name, tensor in frozen.visual.trunk.state_dict().items():
+        np.testing.assert_array_equal(tensor, start[name])
+    assert not np.array_equal(*(m.visual.head.proj.weight.detach() for m in (frozen, untouched)))
+    assert frozen.training_info["history"][0]["loss"] != untouched.training_info["history"][0]["loss"]
+    slow = from_elsewhere(reference, folder, tiny, layer_decay=0.01)
+    moved = {
+        name: float((tensor - start[name]).abs().mean())
+        for name, tensor in slow.visual.trunk.state_dict().items()
+        if name.endswith("attn.qkv.weight")
+    }
+    assert 0 < moved["blocks.0.attn.qkv.weight"] < 0.1 * moved["blocks.1.attn.qkv.weight"]
+    recipe = slow.training_info["recipe"]
+    assert (recipe["freeze_image"], recipe["layer_decay"]) == (False, 0.01)
+
+
+def test_the_model_knows_where_its_tower_comes_from(reference, source, model, tiny):
+    _, folder = source
+    trained = from_elsewhere(reference, folder, tiny)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert trained.training_info["image_encoder"] == {
+        "name": "local-dir:small",
+        "source": "local folder",
+        "weights": "model.safetensors",
+        "sha256": digest,
+        "licence": "cc0-1.0",
+    }
+    assert (trained.config.mean, trained.config.image_size) == ((0.6, 0.5, 0.6), 32)
+    assert model.training_info["image_encoder"] is None
+
+
+def test_a_fresh_process_without_network_and_without_the_weights(reference, source, tiny, tmp_path):
+    _, folder = source
+    trained = from_elsewhere(reference, folder, tiny)
+    trained.save(tmp_path / "model")
+    shutil.rmtree(folder)
+    patches = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "patches.npy", patches)
+    code = (
+        "import socket, sys\n"
+        "def refuse(*args): raise OSError('no network')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import numpy as np, hibiost as hb\n"
+        "model = hb.model.load('model')\n"
+        "np.save('embeddings.npy', model.embed_images(np.load('patches.npy')))\n"
+        "np.save('genes.npy', model.embed_genes(model.tokenizer(np.array([[0, 3, 1]]))))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "embeddings.npy"), trained.embed_images(patches), atol=1e-6)
+    genes = trained.embed_genes(trained.tokenizer(np.array([[0, 3, 1]])))
+    np.testing.assert_allclose(np.load(tmp_path / "genes.npy"), genes, atol=1e-6)
+
+
+def test_an_encoder_that_cannot_be_had_is_refused_before_slides_are_read(tmp_path, unchanged, reference):
+    with unchanged(reference):
+        with pytest.raises(ModelError, match=r"timm has no model 'resnet10'.*Did you mean"):
+            hb.tl.pretrain(tmp_path / "no-such-slide.h5ad", image_encoder="timm:resnet10")
+        with pytest.raises(ModelError, match="no weights at"):
+            hb.tl.pretrain(reference, image_encoder=f"local-dir:{tmp_path / 'nowhere'}")
 
 
 # -- levels two and three --------------------------------------------------------------------------------------------

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 from toy import RECIPE, levels, new_model, pairs
-from torch import nn
 
 from hibiost.errors import RunError
 from hibiost.train import Engine, Recipe, Regions, fit
-from hibiost.train.groups import parameter_groups
 from hibiost.train.task import learning_rate
 
 
@@ -47,22 +45,6 @@ def test_rate_warms_up_then_falls_to_its_share():
     expected = [0.01 + 0.99 * (1 + math.cos(math.pi * (s - 20) / 80)) / 2 for s in range(20, 101)]
     np.testing.assert_allclose(rates[20:], expected)
     assert rates[100] == pytest.approx(0.01)
-
-
-def test_weight_decay_spares_biases_norms_positions_and_scale():
-    model = new_model()
-    decayed, plain = parameter_groups(model, 0.1)
-    assert decayed["weight_decay"] == 0.1
-    assert plain["weight_decay"] == 0
-    spared = {id(p) for p in plain["params"]}
-    assert len(spared) + len(decayed["params"]) == len(list(model.parameters()))
-    norms = (nn.LayerNorm, nn.BatchNorm2d)
-    for module in model.modules():
-        if isinstance(module, norms):
-            assert all(id(p) in spared for p in module.parameters())
-    assert id(model.logit_scale) in spared
-    assert id(model.text.positional_embedding) in spared
-    assert id(model.text.token_embedding.weight) not in spared
 
 
 def test_a_loss_that_is_no_number_stops_with_a_message():

@@ -12,6 +12,7 @@ def test_defaults_are_the_papers():
     assert (recipe.selection, recipe.n_genes, recipe.threshold) == ("tfidf", 250, 0.2)
     assert (recipe.lambda2, recipe.lambda3, recipe.region_start, recipe.region_every) == (0.25, 0.25, 25, 10)
     assert (recipe.betas, recipe.weight_decay, recipe.final_lr) == ((0.9, 0.95), 0.1, 0.01)
+    assert (recipe.freeze_image, recipe.layer_decay) == (False, 1)
 
 
 def test_json_round_trip():
@@ -36,6 +37,10 @@ def test_json_round_trip():
         ({"region_start": 0}, "region_start is 0; expected a whole number of 1"),
         ({"selection": "hgv"}, r"selection is 'hgv'.*Did you mean 'hvg'"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"freeze_image": "yes"}, "freeze_image is 'yes'; expected True or False"),
+        ({"freeze_image": 1}, "freeze_image is 1; expected True or False"),
+        ({"layer_decay": 0}, "layer_decay is 0; expected a number above 0, at most 1"),
+        ({"layer_decay": 1.1}, r"layer_decay is 1\.1; expected a number above 0"),
     ],
 )
 def test_refusals(values, message):
