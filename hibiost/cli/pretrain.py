@@ -128,7 +128,13 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _spelled(kind: Any) -> str:
-    names = {str: "text", float: "a number", int: "a whole number", list[str]: "a list of texts", dict[str, Any]: "a table"}
+    names = {
+        str: "text",
+        float: "a number",
+        int: "a whole number",
+        list[str]: "a list of texts",
+        dict[str, Any]: "a table",
+    }
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     return " or ".join(names[each] for each in kinds if each in names)
 

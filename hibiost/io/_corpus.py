@@ -360,7 +360,7 @@ class _Group:
 
     def read(self, *, counts_only: bool = False, own: bool = False) -> Iterator[AnnData]:
         """The slides; one that was given in memory as it is, or as a copy of its own."""
-        adata = self.source.read_counts() if counts_only else self.source.read()
+        adata: AnnData = self.source.read_counts() if counts_only else self.source.read()
         rows = inputs.libraries(adata, self.source.library_key)
         if len(rows) == 1:
             yield adata.to_memory(copy=True) if own and adata is self.source.place else adata

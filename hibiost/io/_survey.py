@@ -186,8 +186,7 @@ class collecting:
         self._caught = warnings.catch_warnings(record=True)
 
     def __enter__(self) -> None:
-        told = self._caught.__enter__()
-        self._told = [] if told is None else told
+        self._told: list[Any] = self._caught.__enter__()
         warnings.simplefilter("always")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:

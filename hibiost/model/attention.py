@@ -18,12 +18,12 @@ class CausalAttention(nn.MultiheadAttention):
         """Attend; ``key`` and ``value`` are ``query``, batch x length x width."""
         n, length, width = query.shape
         together = F.linear(query, self.in_proj_weight, self.in_proj_bias)
-        heads = together.view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(*heads, is_causal=True)
+        q, k, v = together.view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(out.transpose(1, 2).reshape(n, length, width)), None
 
 
-def with_causal_attention(text: nn.Module) -> nn.Module:
+def with_causal_attention(text: Any) -> Any:
     """The gene tower, its attention replaced; the weights and their names stay."""
     for module in text.modules():
         if isinstance(module, nn.MultiheadAttention):

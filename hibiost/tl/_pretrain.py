@@ -56,9 +56,9 @@ def pretrain(
     ``L_s + lambda2 L_p + lambda3 L_R`` (eq 14): every ablation of the paper is one entry of ``recipe``.
 
     Slides are decoded one after the other into a file of n_spots x image_size^2 x 3 bytes (in the folder of the run, or
-    else in ``TMPDIR``); memory holds the sentences (about 2 kB a spot), one decoded slide and one batch, and the counts:
-    those of AnnData in memory, or those of one slide, as files are read slide by slide (with the workers of dask, see
-    :meth:`hibiost.io.Corpus.map`), once for the vocabulary and once for the sentences.
+    else in ``TMPDIR``). Memory holds the sentences (about 2 kB a spot), one decoded slide and one batch, and the counts
+    of AnnData in memory, or of one slide, as files are read slide by slide (with the workers of dask, see
+    :meth:`hibiost.io.Corpus.map`): once for the vocabulary and once for the sentences.
 
     Under ``torchrun`` or Slurm the processes train one model: all losses are taken over the whole batch, so that their
     number changes the result by rounding only. They share the reading of slides, and the renewal of regions; each
@@ -86,8 +86,8 @@ def pretrain(
     mpp
         Micrometres per pixel at which patches are cut; by default full-resolution pixels as they are.
     validation
-        Slides that are not trained on, given as ``adata`` is: Recall@1, 5 and 10 % is measured on each of them after each
-        epoch.
+        Slides that are not trained on, given as ``adata`` is: Recall@1, 5 and 10 % is measured on each of them after
+        each epoch.
     layer
         Layer that holds raw counts; ``X`` where not given.
     library_key
@@ -107,7 +107,8 @@ def pretrain(
     Returns
     -------
     The model, with vocabulary, idf and ``training_info`` (parameters, slides, the terms of the loss per epoch, renewals
-    of the regions); ``model.save(folder)`` keeps it, and with ``run`` it is in ``run/model``. Where regions were found, each AnnData in memory gets
+    of the regions); ``model.save(folder)`` keeps it, and with ``run`` it is in ``run/model``. Where regions were found,
+    each AnnData in memory gets
 
     ``obsm["region_history"]``
         DataFrame, int32, n_obs x renewals: the region of each spot, numbered from 0 on within its slide; columns are
@@ -298,7 +299,7 @@ def _check_apart(spots: Spots, measured: Spots) -> None:
     trained_on = {slide.library_id for slide in spots.slides}
     if both := sorted(trained_on & {slide.library_id for slide in measured.slides}):
         raise DataError(
-            f"{len(both)} slides are trained on and in validation=, such as {both[0]!r}; leave them out of one of the two."
+            f"{len(both)} slides are trained on and in validation=, such as {both[0]!r}; leave them out of one of both."
         )
 
 

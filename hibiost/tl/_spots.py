@@ -141,14 +141,15 @@ class Spots:
     def tokens(self, model: HibioModel) -> np.ndarray:
         """Rows of token ids, int32, n_spots x context."""
         tables = np.split(self.sentences, self.starts[1:-1])
-        return np.concatenate(
-            [model.tokenizer(table, words) for table, words in zip(tables, self.words, strict=True)]
-        )
+        return np.concatenate([model.tokenizer(table, words) for table, words in zip(tables, self.words, strict=True)])
 
     def fingerprints(self, tokens: np.ndarray) -> dict[str, dict[str, int]]:
         """What would tell that a slide's spots or sentences have changed."""
         return {
-            self._name(number): {"n_spots": int(stop - start), "crc": zlib.crc32(tokens[start:stop], zlib.crc32(slide.xy))}
+            self._name(number): {
+                "n_spots": int(stop - start),
+                "crc": zlib.crc32(tokens[start:stop].tobytes(), zlib.crc32(slide.xy.tobytes())),
+            }
             for number, (slide, start, stop) in enumerate(
                 zip(self.slides, self.starts[:-1], self.starts[1:], strict=True)
             )
@@ -181,7 +182,9 @@ class Spots:
         with _bar(sum(len(self.slides[number].rows) for number in mine)) as bar:
             for number in mine:
                 try:
-                    crcs[self._name(number)] = store.write(int(self.starts[number]), self._patches(number, model, side, bar))
+                    crcs[self._name(number)] = store.write(
+                        int(self.starts[number]), self._patches(number, model, side, bar)
+                    )
                 except ImageError as error:
                     if unreadable == "stop":
                         raise
@@ -216,7 +219,7 @@ class Spots:
             self._name(number): [str(file), stat.st_size, stat.st_mtime_ns]
             for number, (file, stat) in enumerate(zip(files, stats, strict=True))
         }
-        return {"side": side, "crc": zlib.crc32(self.xy), "files": named}
+        return {"side": side, "crc": zlib.crc32(self.xy.tobytes()), "files": named}
 
 
 def _bar(total: int) -> Any:

@@ -10,4 +10,4 @@ from .regions import Regions
 from .run import Run
 from .store import PatchStore
 
-__all__ = ["Engine", "PatchStore", "Pairs", "PathwayAnchors", "Ranks", "Recipe", "Regions", "Run", "fit", "joined"]
+__all__ = ["Engine", "Pairs", "PatchStore", "PathwayAnchors", "Ranks", "Recipe", "Regions", "Run", "fit", "joined"]

@@ -16,8 +16,8 @@ Unreadable = Literal["stop", "skip"]
 class Engine:
     """How training uses the machine; the weights it ends with do not depend on it.
 
-    Up to rounding, and with two exceptions: ``unreadable="skip"`` trains on fewer slides, and batch normalisation, where
-    an image tower has it, sees the spots of one ``micro_batch`` of each process.
+    Up to rounding, and with two exceptions: ``unreadable="skip"`` trains on fewer slides, and batch normalisation,
+    where an image tower has it, sees the spots of one ``micro_batch`` of each process.
 
     Parameters
     ----------
@@ -50,7 +50,8 @@ class Engine:
     unreadable: Unreadable = "stop"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loggers", (self.loggers,) if isinstance(self.loggers, str) else tuple(self.loggers))
+        given: Any = self.loggers
+        object.__setattr__(self, "loggers", (given,) if isinstance(given, str) else tuple(given))
         for name, low, optional in (("n_workers", 0, True), ("micro_batch", 1, True), ("log_every", 1, False)):
             value = getattr(self, name)
             if not (optional and value is None) and (not isinstance(value, int) or value < low):
@@ -58,8 +59,9 @@ class Engine:
         for name in ("gradient_checkpointing", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise DataError(f"engine: {name} is {getattr(self, name)!r}; expected true or false.")
-        if not isinstance(self.checkpoint_minutes, int | float) or not self.checkpoint_minutes >= 0:
-            raise DataError(f"engine: checkpoint_minutes is {self.checkpoint_minutes!r}; expected 0 or more.")
+        minutes: Any = self.checkpoint_minutes
+        if not isinstance(minutes, int | float) or not minutes >= 0:
+            raise DataError(f"engine: checkpoint_minutes is {minutes!r}; expected 0 or more.")
         for value, known in (*((each, LOGGERS) for each in self.loggers), (self.unreadable, get_args(Unreadable))):
             if value not in known:
                 raise DataError(f"engine: {value!r} is unknown; expected one of {list(known)}.{nearest(value, known)}")

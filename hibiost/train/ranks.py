@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
@@ -207,7 +206,7 @@ def _normalised(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     variance = _Sum.apply(centred.square().sum(dims)) / count
     if norm.track_running_stats and norm.momentum:
         with torch.no_grad():
-            norm.num_batches_tracked += 1
+            norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             norm.running_mean.lerp_(mean, norm.momentum)  # type: ignore[union-attr]
             norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)  # type: ignore[union-attr]
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
@@ -215,7 +214,7 @@ def _normalised(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 class _SharedNorm(nn.BatchNorm2d):
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's name
+    def forward(self, input: Tensor) -> Tensor:
         return _normalised(self, input) if self.training else super().forward(input)
 
 
@@ -230,7 +229,7 @@ def shared_batch_norm(model: nn.Module, ranks: Ranks) -> Iterator[None]:
     kinds = {nn.BatchNorm2d: _SharedNorm, BatchNormAct2d: _SharedNormAct}
     norms = [(module, type(module)) for module in model.modules() if type(module) in kinds and ranks.size > 1]
     for module, kind in norms:
-        module.__class__ = kinds[kind]  # type: ignore[index]
+        module.__class__ = kinds[kind]
     try:
         yield
     finally:

@@ -96,7 +96,7 @@ class Run:
             raise RunError(f"{self.description} describes no run ({error!r}); name another folder.") from error
         if version != FORMAT_VERSION:
             raise RunError(
-                f"{self.folder} is a run of format {version!r}, this hibiost knows {FORMAT_VERSION}; name another folder."
+                f"{self.folder} is a run of format {version!r}, this hibiost knows {FORMAT_VERSION}; name another one."
             )
         return known
 
@@ -153,7 +153,7 @@ class SafeCheckpoints(CheckpointIO):
         """Tensors and plain values only."""
         try:
             loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - torch.load raises what it likes of damaged files
+        except Exception as error:
             raise RunError(
                 f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}). Remove it to begin anew, or "
                 "name another folder."

@@ -38,8 +38,8 @@ class PatchStore:
         there = self.path.stat().st_size if self.path.exists() else 0
         if (free := shutil.disk_usage(self.path.parent).free + there) < needed:
             raise RunError(
-                f"{self.path} needs {needed / 1e9:.1f} GB for the patches of {self._shape[0]} spots, and {free / 1e9:.1f} "
-                "GB are free; make room, or name another place: run=, or the environment variable TMPDIR."
+                f"{self.path} needs {needed / 1e9:.1f} GB for the patches of {self._shape[0]} spots, and only "
+                f"{free / 1e9:.1f} GB are free; make room, or name another place (run=, or TMPDIR)."
             )
         with self.path.open("ab") as file:
             file.truncate(needed)

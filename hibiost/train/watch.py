@@ -75,7 +75,7 @@ class Reporter(Checkpoint):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self._write("step", step, {"epoch": step / len(task.batches), **values, "lr": rate, "spots_per_second": speed})
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Alignment) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """The epoch as the model file remembers it; and the regions, where they were renewed."""
         self._write("epoch", trainer.global_step, pl_module.history[-1])
         if pl_module.renewals and pl_module.renewals[-1]["epoch"] == pl_module.history[-1]["epoch"]:

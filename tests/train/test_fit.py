@@ -24,7 +24,14 @@ def test_same_seed_same_weights_whatever_the_workers():
     prints = []
     for seed, workers in ((0, 0), (0, 2), (1, 0)):
         model = new_model()
-        fit(model, pairs(model), recipe=RECIPE.updated({"epochs": 2}), seed=seed, engine=Engine(n_workers=workers), progress=False)
+        fit(
+            model,
+            pairs(model),
+            recipe=RECIPE.updated({"epochs": 2}),
+            seed=seed,
+            engine=Engine(n_workers=workers),
+            progress=False,
+        )
         prints.append(model.fingerprint())
     assert prints[0] == prints[1] != prints[2]
 
@@ -67,6 +74,7 @@ def test_an_interrupt_is_passed_on():
 
 
 # -- levels two and three --------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_every_term_falls(precision):
