@@ -363,7 +363,8 @@ class _Group:
         adata: AnnData = self.source.read_counts() if counts_only else self.source.read()
         rows = inputs.libraries(adata, self.source.library_key)
         if len(rows) == 1:
-            yield adata.to_memory(copy=True) if own and adata is self.source.place else adata
+            given: Any = self.source.place
+            yield adata.to_memory(copy=True) if own and adata is given else adata
             return
         spatial = adata.uns.get(keys.SPATIAL, {})
         for slide in self.slides:

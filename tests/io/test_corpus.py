@@ -19,7 +19,7 @@ from scipy import sparse
 import hibiost as hb
 from hibiost.errors import DataError
 from hibiost.io import Corpus, _survey
-from hibiost.tl._pretrain import _parts
+from hibiost.tl._spots import parts
 
 N_SLIDES = 7
 METADATA = {"species": "Homo sapiens", "organ": "Breast", "st_technology": "Visium", "license": "CC BY 4.0"}
@@ -453,7 +453,7 @@ def test_dask_gives_the_same(sections, folder, tmp_path):
     options = {"vocabulary": vocabulary, "n_genes": 20, "layer": None, "library_key": "library_id"}
 
     def sentences():
-        return [(slides[0].library_id, table.tolist(), words) for slides, table, words in corpus.map(_parts, **options)]
+        return [(slides[0].library_id, table.tolist(), words) for slides, table, words in corpus.map(parts, **options)]
 
     def thread(adata):
         return threading.current_thread().name
