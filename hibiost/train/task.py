@@ -143,12 +143,23 @@ class Alignment(lightning.LightningModule):
     def _step_seed(self) -> int:
         return hash_seed(self.seed, self.global_step)
 
+    def check_finite(self) -> None:
+        """Stop where loss or weights are no numbers any more."""
+        loss = self.latest["loss"].item()
+        weights = torch.stack([each.detach().isfinite().all() for each in self.parameters()]).all()
+        if not (math.isfinite(loss) and weights):
+            what = f"the loss is {loss:g}" if not math.isfinite(loss) else "weights are no numbers"
+            raise RunError(
+                f"{what} after step {self.global_step}; lower the recipe's lr. The last checkpoint, where there is one, "
+                "is kept."
+            )
+
     def on_train_epoch_end(self) -> None:
         """Keep the epoch's mean of every term, measure retrieval, and renew the regions when it is time."""
         done = self.current_epoch + 1
         means = {name: (total / len(self.batches)).item() for name, total in self._sums.items()}
         self._sums = {}
-        check_finite(means["loss"], f"epoch {done}")
+        self.check_finite()
         self.history.append({"epoch": done, **means, "scale": self.model.scale.item(), **self._validated()})
         self._tell(self.history[-1])
         since = done - self.recipe.region_start
@@ -247,14 +258,6 @@ class Alignment(lightning.LightningModule):
 def _contexts(model: HibioModel) -> tuple[Any, Any]:
     """Around the first computation of features, and around the second."""
     return nullcontext(), still_batch_norm(model)
-
-
-def check_finite(loss: float, when: str) -> None:
-    """Stop where the loss is no number."""
-    if not math.isfinite(loss):
-        raise RunError(
-            f"the loss is {loss} in {when}; lower the recipe's lr. The last checkpoint, where there is one, is kept."
-        )
 
 
 def _log(text: str, values: dict[str, float]) -> None:

@@ -6,6 +6,7 @@ Both callbacks are Lightning's ``Checkpoint``, which it calls last: after the ta
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -14,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from tqdm.auto import tqdm
 
@@ -23,7 +23,7 @@ from ..settings import logger
 from .engine import Engine
 from .ranks import Ranks
 from .run import Run
-from .task import Alignment, check_finite
+from .task import Alignment
 
 
 class Reporter(Checkpoint):
@@ -67,7 +67,8 @@ class Reporter(Checkpoint):
         if step % self._engine.log_every and not trainer.is_last_batch:
             return
         values = {name: value.item() for name, value in task.latest.items()}
-        check_finite(values["loss"], f"step {step}")
+        if not math.isfinite(values["loss"]):
+            task.check_finite()
         self._bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, spot loss {values['spot']:.2f}", refresh=False)
         now = time.perf_counter()
         speed = (step - self._since) * task.recipe.batch_size / max(now - self._clock, 1e-9)
@@ -160,12 +161,7 @@ class Keeper(Checkpoint):
         asked = self._ranks.highest(self._signal or int(due), task.device)
         if not asked:
             return
-        check_finite(task.latest["loss"].item(), f"step {trainer.global_step}")
-        if not torch.stack([weights.detach().isfinite().all() for weights in task.parameters()]).all():
-            raise RunError(
-                f"weights are no longer finite after step {trainer.global_step}; lower the recipe's lr. The last "
-                "checkpoint, where there is one, is kept."
-            )
+        task.check_finite()
         trainer.save_checkpoint(self._run.checkpoint)
         self._saved = time.monotonic()
         if asked > 1:

@@ -58,7 +58,7 @@ def test_a_loss_that_is_no_number_stops_with_a_message():
     model = new_model()
     with torch.no_grad():
         model.logit_scale.fill_(float("nan"))
-    with pytest.raises(RunError, match=r"loss is nan in step 3; lower"):
+    with pytest.raises(RunError, match=r"loss is nan after step 3; lower"):
         fit(model, pairs(model), recipe=RECIPE, seed=0, progress=False)
 
 
