@@ -146,11 +146,11 @@ def _lines(values: Mapping[str, Any]) -> list[str]:
 
 def pretrain(configuration: Configuration) -> None:
     """Train, or go on training; alone, or as one of the processes of torchrun or Slurm."""
-    from ..tl._resolve import resolve_device
-    from ..train import Run, joined
+    from ..tl._resolve import resolve_device, together
+    from ..train import Run
 
     device = resolve_device(configuration.device)
-    with joined(device) as ranks:
+    with together(device) as ranks:
         run = Run(Path(configuration.run))
         corpus = hb.io.Corpus(configuration.data, layer=configuration.layer, library_key=configuration.library_key)
         if configuration.select is not None:

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import inputs, keys
 from ..errors import DataError
 from ..settings import logger, settings
-from ._resolve import resolve_device, resolve_model, sentence_rows
+from ._resolve import resolve_device, resolve_model, sentence_rows, together
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from .._ranks import Ranks
     from ..model import HibioModel
 
 MODALITIES = ("auto", "image", "gene")
@@ -35,7 +36,8 @@ def embed(
     """Embed the H&E patch and the gene sentence of each spot in the model's common space.
 
     Patches are read slide by slide from the images on disk: besides one decoded image and one batch, only the
-    embeddings are held in memory.
+    embeddings are held in memory. Under ``torchrun`` or Slurm the processes share the slides, and each gets all
+    embeddings.
 
     Parameters
     ----------
@@ -95,15 +97,16 @@ def embed(
         raise DataError(f"modality is {modality!r}; expected one of {list(MODALITIES)}.")
     device = resolve_device(device)
     model = settings.model if model is None else model
-    resolved = resolve_model(model, device)
     found: dict[str, np.ndarray] = {}
-    if modality != "gene":
-        found["image"] = image_embeddings(adata, resolved, batch_size=batch_size, library_key=library_key)
-    if modality == "gene":
-        inputs.slot(adata, "obsm", keys.SENTENCE, "hb.pp.tfidf_sentences(adata)")
-    if modality != "image" and keys.SENTENCE in adata.obsm:
-        sentences = sentence_rows(adata, resolved.vocabulary)
-        found["gene"] = gene_embeddings(adata, resolved, sentences, batch_size=batch_size, library_key=library_key)
+    with together(device) as ranks:
+        resolved = resolve_model(model, device)
+        options: Any = {"batch_size": batch_size, "library_key": library_key, "ranks": ranks}
+        if modality != "gene":
+            found["image"] = image_embeddings(adata, resolved, **options)
+        if modality == "gene":
+            inputs.slot(adata, "obsm", keys.SENTENCE, "hb.pp.tfidf_sentences(adata)")
+        if modality != "image" and keys.SENTENCE in adata.obsm:
+            found["gene"] = gene_embeddings(adata, resolved, sentence_rows(adata, resolved.vocabulary), **options)
     adata = adata.copy() if copy else adata
     _drop_other_weights(adata, key_added, resolved.fingerprint())
     for name, values in found.items():
@@ -128,21 +131,35 @@ def _drop_other_weights(adata: AnnData, key: str, fingerprint: str) -> None:
     logger.info("removed %s: made with other weights", " and ".join(f"obsm[{name!r}]" for name in stale))
 
 
-def image_embeddings(adata: AnnData, model: HibioModel, *, batch_size: int, library_key: str) -> np.ndarray:
-    """Embeddings of the patches, float32, n_obs x dim."""
+def image_embeddings(
+    adata: AnnData, model: HibioModel, *, batch_size: int, library_key: str, ranks: Ranks | None = None
+) -> np.ndarray:
+    """Embeddings of the patches, float32, n_obs x dim; the processes share the slides."""
     from tqdm.auto import tqdm
 
     config = model.config
     slides = inputs.slides(adata, library_key)
     _warn_of_other_scales(slides, model)
+    own = slides if ranks is None else slides[ranks.rank :: ranks.size]
     batches = inputs.numbered_patches(
-        slides, size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size
+        own, size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size
     )
     out = np.zeros((adata.n_obs, config.embed_dim), dtype=np.float32)
-    with tqdm(total=adata.n_obs, desc="embed images", unit="spot", disable=not settings.progress) as bar:
+    total = sum(len(slide.rows) for slide in own)
+    with tqdm(total=total, desc="embed images", unit="spot", disable=not settings.progress) as bar:
         for rows, patches in batches:
             out[rows] = model.embed_images(patches)
             bar.update(len(rows))
+    return _of_all(out, [slide.rows for slide in own], ranks)
+
+
+def _of_all(out: np.ndarray, own: list[np.ndarray], ranks: Ranks | None) -> np.ndarray:
+    """Rows that other processes computed beside one's own."""
+    if ranks is None or ranks.size == 1:
+        return out
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *own])
+    for others, values in ranks.collect((rows, out[rows])):
+        out[others] = values
     return out
 
 
@@ -160,7 +177,13 @@ def _warn_of_other_scales(slides: list[inputs.Slide], model: HibioModel) -> None
 
 
 def gene_embeddings(
-    adata: AnnData, model: HibioModel, sentences: np.ndarray, *, batch_size: int, library_key: str
+    adata: AnnData,
+    model: HibioModel,
+    sentences: np.ndarray,
+    *,
+    batch_size: int,
+    library_key: str,
+    ranks: Ranks | None = None,
 ) -> np.ndarray:
     """Embeddings of sentences given as indices into the model's vocabulary, float32, n_obs x dim."""
     from tqdm.auto import tqdm
@@ -169,8 +192,11 @@ def gene_embeddings(
 
     out = np.zeros((adata.n_obs, model.config.embed_dim), dtype=np.float32)
     cut = 0
-    with tqdm(total=adata.n_obs, desc="embed sentences", unit="spot", disable=not settings.progress) as bar:
-        for library, rows in inputs.libraries(adata, library_key).items():
+    slides = list(inputs.libraries(adata, library_key).items())
+    own = slides if ranks is None else slides[ranks.rank :: ranks.size]
+    total = sum(len(rows) for _, rows in own)
+    with tqdm(total=total, desc="embed sentences", unit="spot", disable=not settings.progress) as bar:
+        for library, rows in own:
             words = metadata_words(inputs.slide_metadata(adata, library))
             cut += int(((sentences[rows] >= 0).sum(axis=1) > model.tokenizer.max_genes(words)).sum())
             for start in range(0, len(rows), batch_size):
@@ -181,4 +207,4 @@ def gene_embeddings(
         logger.warning(
             "%d sentences were longer than the model's context and lost their last genes; use a smaller n_genes.", cut
         )
-    return out
+    return _of_all(out, [rows for _, rows in own], ranks)

@@ -20,14 +20,15 @@ from ..genes import GeneSets, Vocabulary, overlap_coefficients
 from ..genes.overlap import report_overlaps
 from ..io import Corpus
 from ..settings import logger, settings
-from ._resolve import resolve_device
+from ._resolve import resolve_device, together
 from ._spots import Spots, decoded, of_each, sources, words_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from .._ranks import Ranks
     from ..model import HibioModel, ImageEncoder, ModelConfig
-    from ..train import Engine, Pairs, PathwayAnchors, Ranks, Recipe, Run
+    from ..train import Engine, Pairs, PathwayAnchors, Recipe, Run
 
 
 @inputs.takes_spatialdata
@@ -146,13 +147,13 @@ def pretrain(
     """
     from ..model import load
     from ..model.encoders import as_encoder
-    from ..train import Engine, joined
+    from ..train import Engine
 
     encoder = as_encoder(image_encoder)
     config, values = _configuration(encoder or image_encoder, epochs, recipe, mpp)
     engine, device, seed = Engine.of(engine), resolve_device(device), as_seed(rng)
     gene_sets = datasets.gene_sets(pathways) if pathways is not None and values.lambda2 > 0 else None
-    with joined(device) as ranks, _first_speaks(ranks), _folder(run, ranks) as (folder, kept):
+    with together(device) as ranks, _folder(run, ranks) as (folder, kept):
         if kept is not None:
             asked = {"model": config.to_dict(), "recipe": values.to_dict(), "seed": seed, "pathways": _named(gene_sets)}
             asked["image_encoder"] = None if encoder is None else encoder.record()
@@ -167,7 +168,9 @@ def pretrain(
             layer, library_key = adatas.layer, adatas.library_key
         vocabulary = _vocabulary(adatas, ranks, values.min_spots, layer, library_key)
         options: Any = {"n_genes": values.n_genes, "layer": layer, "library_key": library_key, "vocabulary": vocabulary}
-        spots = Spots.collected(adatas, ranks, selection=values.selection, **options)
+        spots = Spots.collected(adatas, ranks, selection=values.selection, unreadable=engine.unreadable, **options)
+        if isinstance(adatas, Corpus) and len(spots.slides) < len(adatas):
+            logger.warning("%d of %d slides are left out", len(adatas) - len(spots.slides), len(adatas))
         measured = None
         if held_out is not None:
             measured = Spots.collected(held_out, ranks, selection=values.selection, **options)
@@ -248,14 +251,6 @@ def _trained(
 
 def _named(gene_sets: GeneSets | None) -> dict[str, Any] | None:
     return None if gene_sets is None else dict(gene_sets.source)
-
-
-@contextmanager
-def _first_speaks(ranks: Ranks) -> Iterator[None]:
-    """Messages and bars of one process only."""
-    quiet: dict[str, Any] = {} if ranks.first else {"verbosity": "error", "progress": False}
-    with settings.override(**quiet):
-        yield
 
 
 @contextmanager

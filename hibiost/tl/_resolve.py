@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import inputs, keys
+from .._ranks import Ranks, joined
 from ..errors import DataError, ModelError
 from ..genes import Vocabulary, select_genes, tfidf
 from ..genes.tfidf import Selection
@@ -33,6 +36,15 @@ def resolve_device(device: str) -> str:
     if not there[device]:
         raise DataError(f"device {device!r} is not there; use device='auto' or 'cpu'.")
     return device
+
+
+@contextmanager
+def together(device: str) -> Iterator[Ranks]:
+    """Work with the other processes of torchrun or Slurm, where there are any; only the first one speaks."""
+    with joined(device) as ranks:
+        quiet: dict[str, Any] = {} if ranks.first else {"verbosity": "error", "progress": False}
+        with settings.override(**quiet):
+            yield ranks
 
 
 def resolve_model(model: str | os.PathLike[str] | HibioModel | None, device: str) -> HibioModel:

@@ -7,14 +7,15 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from .. import inputs
 from .._files import replacing
-from ..errors import DataError, ImageError
+from ..errors import DataError, HibiostError, ImageError
 from ..genes.vocabulary import metadata_words
 from ..io import Corpus
 from ..settings import logger, settings
@@ -23,11 +24,13 @@ from ._resolve import new_sentences
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from .._ranks import Ranks
     from ..genes import Vocabulary
     from ..model import HibioModel
-    from ..train import Pairs, PatchStore, Ranks
+    from ..train import Pairs, PatchStore
 
 T = TypeVar("T")
+_Parts: TypeAlias = tuple[list[inputs.Slide], np.ndarray, dict[str, list[str]]]
 
 
 def sources(adata: Any, layer: str | None, library_key: str, *, unreadable: str = "stop") -> list[AnnData] | Corpus:
@@ -61,13 +64,26 @@ def of_each(corpus: Corpus, ranks: Ranks, function: Callable[[Corpus], list[T]])
     return [result for part in ranks.collect(own) for result in part]
 
 
-def parts(
-    adata: AnnData, *, library_key: str, **options: Any
-) -> tuple[list[inputs.Slide], np.ndarray, dict[str, list[str]]]:
+def parts(adata: AnnData, *, library_key: str, **options: Any) -> _Parts:
     """What training takes from an AnnData: its slides, the sentences of its spots, the metadata words of each slide."""
     slides = inputs.slides(adata, library_key)
     words = {slide.library_id: metadata_words(inputs.slide_metadata(adata, slide.library_id)) for slide in slides}
     return slides, new_sentences(adata, library_key=library_key, **options), words
+
+
+def _of_all(corpus: Corpus, **options: Any) -> list[_Parts]:
+    return list(corpus.map(parts, **options))
+
+
+def _of_readable(corpus: Corpus, **options: Any) -> list[_Parts]:
+    """Of each slide that can be read; the others are named."""
+    found: list[_Parts] = []
+    for slide in corpus.index.index:
+        try:
+            found += corpus.select([slide]).map(parts, **options)
+        except HibiostError as error:
+            logger.warning("slide %r is left out: %s", slide, error)
+    return found
 
 
 @dataclass(frozen=True)
@@ -93,14 +109,24 @@ class Spots:
 
     @classmethod
     def collected(
-        cls, adatas: list[AnnData] | Corpus, ranks: Ranks, *, vocabulary: Vocabulary, library_key: str, **options: Any
+        cls,
+        adatas: list[AnnData] | Corpus,
+        ranks: Ranks,
+        *,
+        vocabulary: Vocabulary,
+        library_key: str,
+        unreadable: str = "stop",
+        **options: Any,
     ) -> Spots:
         """From AnnData or a corpus, with a vocabulary's idf."""
         options |= {"vocabulary": vocabulary, "library_key": library_key}
         if isinstance(adatas, Corpus):
-            found = of_each(adatas, ranks, lambda corpus: list(corpus.map(parts, **options)))
+            every = _of_readable if unreadable == "skip" else _of_all
+            found = of_each(adatas, ranks, partial(every, **options))
         else:
             found = [parts(adata, **options) for adata in adatas]
+        if not found:
+            raise DataError("not one slide could be read; see the warnings above.")
         chosen, source, tables, words = [], [], [], []
         for number, (slides, sentences, of_slides) in enumerate(found):
             for slide in slides:
@@ -271,7 +297,7 @@ def decoded(
                 file.write_text(json.dumps({"stamps": stamps, "crcs": crcs, "bad": bad}))
     if not bad:
         return Pairs(store.read(), spots.tokens(model)), spots, crcs
-    logger.warning("%d of %d slides could not be read and are left out of training", len(bad), len(spots.slides))
+    logger.warning("%d of %d slides are left out: their patches cannot be read", len(bad), len(spots.slides))
     if len(bad) == len(spots.slides):
         raise ImageError("not one slide could be read; see the warnings above.")
     kept, rows = spots.without(bad)

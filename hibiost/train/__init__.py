@@ -4,10 +4,9 @@ from .data import Pairs
 from .engine import Engine
 from .fit import fit
 from .pathways import PathwayAnchors
-from .ranks import Ranks, joined
 from .recipe import Recipe
 from .regions import Regions
 from .run import Run
 from .store import PatchStore
 
-__all__ = ["Engine", "Pairs", "PatchStore", "PathwayAnchors", "Ranks", "Recipe", "Regions", "Run", "fit", "joined"]
+__all__ = ["Engine", "Pairs", "PatchStore", "PathwayAnchors", "Recipe", "Regions", "Run", "fit"]

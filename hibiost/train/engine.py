@@ -37,7 +37,8 @@ class Engine:
     loggers
         ``"tensorboard"`` and ``"wandb"``, beside the metrics that are always written.
     unreadable
-        ``"stop"`` at a slide that cannot be read, or ``"skip"`` it, named and counted.
+        ``"stop"`` at a slide that cannot be read, or ``"skip"`` it, named and counted; where only its image is damaged,
+        its genes still count for idf.
     """
 
     n_workers: int | None = None

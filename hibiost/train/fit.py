@@ -15,12 +15,13 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
+from .._ranks import Ranks, current
 from ..model import HibioModel
 from ..settings import logger
 from .data import Batch, Pairs, Shares
 from .engine import Engine
 from .pathways import PathwayAnchors
-from .ranks import Ranks, current, shared_batch_norm
+from .ranks import shared_batch_norm
 from .recipe import Recipe
 from .regions import Regions
 from .run import Run, SafeCheckpoints
@@ -47,7 +48,7 @@ def fit(
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Train a model in place on pairs of patches and token rows.
 
-    Where processes have joined (:func:`hibiost.train.ranks.joined`), each embeds its share of every batch, and the
+    Where processes have joined (of torchrun or Slurm), each embeds its share of every batch, and the
     losses are those of the whole batch.
 
     Parameters

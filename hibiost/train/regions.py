@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .._ranks import Ranks
 from ..spatial import coherence, fused_neighbors, leiden, region_graph
-from .ranks import Ranks
 
 
 class Regions:

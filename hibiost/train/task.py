@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
+from .._ranks import Ranks
 from ..errors import RunError
 from ..metrics import recall_at_percent
 from ..model import HibioModel
@@ -23,7 +24,7 @@ from ..settings import logger
 from .data import Batch, Batches, Draws, Pairs, augment, centre, hash_seed, region_order, share
 from .groups import parameter_groups
 from .pathways import PathwayAnchors
-from .ranks import Ranks, gather, still_batch_norm
+from .ranks import gather, still_batch_norm
 from .recipe import Recipe
 from .regions import Regions
 
@@ -150,8 +151,7 @@ class Alignment(lightning.LightningModule):
         if not (math.isfinite(loss) and weights):
             what = f"the loss is {loss:g}" if not math.isfinite(loss) else "weights are no numbers"
             raise RunError(
-                f"{what} after step {self.global_step}; lower the recipe's lr. The last checkpoint, where there is one, "
-                "is kept."
+                f"{what} after step {self.global_step}; lower the recipe's lr. A checkpoint that was written is kept."
             )
 
     def on_train_epoch_end(self) -> None:

@@ -18,10 +18,10 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 from tqdm.auto import tqdm
 
+from .._ranks import Ranks
 from ..errors import RunError
 from ..settings import logger
 from .engine import Engine
-from .ranks import Ranks
 from .run import Run
 from .task import Alignment
 

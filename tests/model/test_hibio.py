@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hibiost as hb
-from hibiost.errors import ModelError
+from hibiost.errors import DataError, ModelError
 from hibiost.model import HibioModel, ModelConfig, load, untrained
 from hibiost.model.tokens import END, START
 
@@ -161,7 +161,7 @@ def test_a_failed_save_leaves_the_old_model(saved, model, monkeypatch):
     with torch.no_grad():
         model.logit_scale.fill_(math.log(20))
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match=r"model\.safetensors cannot be written \(disk full\)"):
         model.save(saved)
     monkeypatch.undo()
     assert load(saved).fingerprint() == before

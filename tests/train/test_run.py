@@ -85,13 +85,20 @@ def test_an_interrupt_keeps_what_was_done(whole, tmp_path):
 def test_killed_at_random_moments(tmp_path):
     """SIGKILL, whatever the process is doing: writing a checkpoint most of the time."""
     chance = random.Random()
-    options = {**OPTIONS, "epochs": 8, "run": str(tmp_path / "run"), "engine": {"checkpoint_minutes": 0, "log_every": 1}}
+    options = {
+        **OPTIONS,
+        "epochs": 8,
+        "run": str(tmp_path / "run"),
+        "engine": {"checkpoint_minutes": 0, "log_every": 1},
+    }
     command = [sys.executable, str(TOY), str(tmp_path / "out.pt"), json.dumps(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     metrics, moments = tmp_path / "run" / "metrics.jsonl", []
     for _ in range(2):
         before = metrics.stat().st_size if metrics.exists() else 0
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
             while process.poll() is None and (not metrics.exists() or metrics.stat().st_size <= before):
                 time.sleep(0.01)
             moments.append(chance.uniform(0, 0.5))

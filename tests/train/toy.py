@@ -88,7 +88,7 @@ def trained(*, tower="vit", engine=None, run=None, callbacks=(), **recipe):
 
 def main(out, options):
     """One of several processes: the first writes what it found."""
-    from hibiost.train.ranks import joined
+    from hibiost._ranks import joined
 
     torch.set_num_threads(1)
     with joined("cpu") as ranks:
