@@ -134,7 +134,7 @@ def fit(
 def _strategy(ranks: Ranks) -> Any:
     if ranks.size == 1:
         return "auto"
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DDPStrategy(gradient_as_bucket_view=True)
 
 
 def _resume(run: Run | None, ranks: Ranks) -> str | None:
