@@ -120,8 +120,8 @@ def _draw_chance(ax: Axes, name: str, steps: pd.DataFrame, epochs: pd.DataFrame)
         chance = pd.Series([pd.concat([steps, epochs])[name].mean()])
         ax.axhline(chance.iloc[0], **line)
     ax.annotate(
-        "chance", (1, chance.iloc[-1]), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-        ha="right", color=_QUIET, fontsize="small", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        "chance", (1, chance.max()), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+        ha="right", color=_QUIET, fontsize="small",
     )  # fmt: skip
 
 
