@@ -31,14 +31,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from scipy import sparse
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import hibiost as hb
 from hibiost.model.tokens import END, PAD, trimmed
 from hibiost.train import Engine, Pairs, PatchStore, PathwayAnchors, Recipe, Regions, fit, task
 from hibiost.train.data import centre
-from hibiost.train.fit import GPU_WORKERS, lightning_precision
+from hibiost.train.fit import lightning_precision
 
 N_GENES, N_PATHWAYS, N_SLIDES, REGIONS_PER_SLIDE = 18_000, 1_000, 4, 8
 PARTS = ("data", "augmentation", "image tower", "gene tower", "losses", "optimiser", "rest")
@@ -128,9 +127,7 @@ class Plain:
     """The loop one would write first: open_clip's towers, float32, AdamW."""
 
     def __init__(self, config: hb.model.ModelConfig, vocab_size: int, pairs: Pairs, batch_size: int, device: str):
-        text = open_clip.CLIPTextCfg(
-            **config.text_cfg, vocab_size=vocab_size, pad_id=PAD, eos_id=END, pool_type="eos"
-        )
+        text = open_clip.CLIPTextCfg(**config.text_cfg, vocab_size=vocab_size, pad_id=PAD, eos_id=END, pool_type="eos")
         vision = open_clip.CLIPVisionCfg(**config.vision_cfg)
         self._model = open_clip.CustomTextCLIP(config.embed_dim, vision, text).to(device).train()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-5)
@@ -139,6 +136,7 @@ class Plain:
         self._place = 0
 
     def step(self) -> None:
+        """The next batch."""
         spots = np.arange(self._place, self._place + self._batch_size) % len(self._pairs)
         self._place += self._batch_size
         patches = torch.from_numpy(centre(self._pairs.patches_of(spots), self._config.image_size))
@@ -166,10 +164,10 @@ class Measure(lightning.Callback):
         self.extra: dict[str, list[float]] = defaultdict(list)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        pl_module.regions.ids[:] = pl_module.regions.slide * REGIONS_PER_SLIDE + np.arange(len(pl_module.pairs)) % (
-            REGIONS_PER_SLIDE
-        )
-        pl_module.renewals.append({"epoch": 0})  # level three is on from the first step
+        """Have regions from the first step on, and measure what is called."""
+        within_slide = np.arange(len(pl_module.pairs)) // N_SLIDES % REGIONS_PER_SLIDE
+        pl_module.regions.ids[:] = pl_module.regions.slide * REGIONS_PER_SLIDE + within_slide
+        pl_module.renewals.append({"epoch": 0})
         model, watch = pl_module.model, self._watch
         task.augment = watch.around("augmentation", task.augment)
         model.encode_image = watch.around("image tower", model.encode_image, backward=True)
@@ -190,12 +188,15 @@ class Measure(lightning.Callback):
         self._watch.begin("data")
 
     def on_train_batch_start(self, *args: Any) -> None:
+        """The batch is on the device."""
         self._watch.begin("rest")
 
     def on_before_optimizer_step(self, *args: Any) -> None:
+        """The gradients are there."""
         self._watch.begin("optimiser")
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        """The step is over; perhaps it is the others' turn."""
         self._watch.begin("end")
         spent = self._watch.seconds()  # waits for the device
         seconds, number, options = time.perf_counter() - self._start, trainer.global_step, self._options
@@ -237,7 +238,9 @@ def matmul_seconds(n: int, dtype: torch.dtype, device: str) -> float:
 
 
 @contextmanager
-def synthetic(model: hb.model.HibioModel, recipe: Recipe, n_spots: int) -> Iterator[tuple[Pairs, PathwayAnchors, Regions]]:
+def synthetic(
+    model: hb.model.HibioModel, recipe: Recipe, n_spots: int
+) -> Iterator[tuple[Pairs, PathwayAnchors, Regions]]:
     """Spots with patches on disk, sentences, pathways, slides and regions, all random."""
     rng = np.random.default_rng(0)
     config = model.config
@@ -334,7 +337,9 @@ def table(
             rate = options.batch_size * flops[part] / taken
             rows += [(part, "computing", rate / 1e9, "GFLOP/s"), (part, "of the matmul peak", 100 * rate / limit, "%")]
     rows += [(part, "per sample", value / 1e9, "GFLOP") for part, value in {**flops, "both towers": total}.items()]
-    rows += [(f"matmul of {options.matmul}^3 in {name}", "computing", rate / 1e9, "GFLOP/s") for name, rate in peak.items()]
+    rows += [
+        (f"matmul of {options.matmul}^3 in {name}", "computing", rate / 1e9, "GFLOP/s") for name, rate in peak.items()
+    ]
     return pd.DataFrame(rows, columns=["part", "quantity", "value", "unit"])
 
 
@@ -379,7 +384,15 @@ def markdown(found: pd.DataFrame, known: dict[str, str], options: argparse.Names
     if ("plain", "speed") in value:
         ways["plain"] = "plain float32 loop"
         turns = f", in turn with the plain loop: **{value['ours', 'times the plain loop']} times its samples/s**"
-    shown = ["batch", "step", "speed", "computing", "of the matmul peak", "weights, gradients, AdamW", "step above that"]
+    shown = [
+        "batch",
+        "step",
+        "speed",
+        "computing",
+        "of the matmul peak",
+        "weights, gradients, AdamW",
+        "step above that",
+    ]
     tower = {name: value[name, "per sample"] for name in ("both towers", "image tower", "gene tower")}
     matmuls = [f"{rounded(row.value)} ({row.part})" for row in found.itertuples() if row.part.startswith("matmul")]
     return "\n".join(
@@ -391,8 +404,8 @@ def markdown(found: pd.DataFrame, known: dict[str, str], options: argparse.Names
             "",
             *lines("", shown, ways),
             "",
-            f"{tower['both towers']} GFLOP a sample (image tower {tower['image tower']}, gene tower {tower['gene tower']}; "
-            "forward and backward, causal attention counted whole). Peak of the matrix product beside it, GFLOP/s: "
+            f"{tower['both towers']} GFLOP a sample (image tower {tower['image tower']}, gene tower "
+            f"{tower['gene tower']}; forward and backward, causal attention counted whole). Peak of the matrix product beside it, GFLOP/s: "
             f"{', '.join(matmuls)}. The paper's 75 million samples would take {value['ours', '75 million samples']} h.",
             "",
             *lines(
@@ -411,6 +424,7 @@ def rounded(value: float) -> str:
 
 
 def arguments() -> argparse.Namespace:
+    """What was asked for, and for the rest what suits the device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=list(SETTINGS), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--preset", default="ViT-B-16", choices=hb.model.presets())

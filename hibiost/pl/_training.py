@@ -74,6 +74,8 @@ def training(
     >>> hb.pl.training(model).axes[0].get_title()
     'spot loss'
     """
+    from matplotlib.ticker import MaxNLocator
+
     table = get.training(run)
     steps, epochs = (table[table["event"] == event] for event in ("step", "epoch"))
     renewals = table.loc[table["event"] == "regions", "epoch"]
@@ -91,7 +93,7 @@ def training(
         _draw_machine(next(panels), name, steps)
     for panel in axes:
         panel.set(xlabel="epoch", xlim=(0, float(table["epoch"].max())))
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         panel.spines[["top", "right"]].set_visible(False)
     return finish(axes, ax, show=show, save=save)
 
@@ -130,7 +132,9 @@ def _draw_recall(ax: Axes, epochs: pd.DataFrame) -> None:
     epochs = epochs[epochs["recall_5"].notna()]
     for name, color in _RECALL.items():
         percent = int(name.removeprefix("recall_"))
-        ax.plot(epochs["epoch"], epochs[name], color=color, linewidth=2.2, marker=_marker(epochs), label=f"@{percent} %")
+        ax.plot(
+            epochs["epoch"], epochs[name], color=color, linewidth=2.2, marker=_marker(epochs), label=f"@{percent} %"
+        )
         ax.axhline(percent, color=color, linestyle="dashed", linewidth=1.1)
     ax.legend(frameon=False, loc="upper left", ncols=3, handlelength=1.2, columnspacing=1)
     ax.set_ylim(0, 1.25 * max(10, epochs[list(_RECALL)].max(axis=None)))
