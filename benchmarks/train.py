@@ -405,7 +405,8 @@ def markdown(found: pd.DataFrame, known: dict[str, str], options: argparse.Names
             *lines("", shown, ways),
             "",
             f"{tower['both towers']} GFLOP a sample (image tower {tower['image tower']}, gene tower "
-            f"{tower['gene tower']}; forward and backward, causal attention counted whole). Peak of the matrix product beside it, GFLOP/s: "
+            f"{tower['gene tower']}; forward and backward, causal attention counted whole). "
+            "Peak of the matrix product beside it, GFLOP/s: "
             f"{', '.join(matmuls)}. The paper's 75 million samples would take {value['ours', '75 million samples']} h.",
             "",
             *lines(
