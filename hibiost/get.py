@@ -1,4 +1,4 @@
-"""Readers of the slots that hibiost writes."""
+"""Readers of what hibiost writes: slots, and training runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,19 @@ __all__ = ["sentences", "training"]
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from .model import HibioModel
-
 _ORDER = (
     "event", "step", "epoch", "loss", "spot", "spot_chance", "pathway", "with_pathway", "region", "region_chance",
     "scale", "recall_1", "recall_5", "recall_10", "lr", "spots_per_second", "n_regions", "coherence",
 )  # fmt: skip
 """Columns of a training run."""
+
+
+class Trained(Protocol):
+    """A model that remembers its training, as :class:`hibiost.model.HibioModel`."""
+
+    @property
+    def training_info(self) -> Mapping[str, Any]:
+        """Recipe, history and the rest."""
 
 
 def sentences(adata: AnnData, *, n_genes: int | None = None, key: str = keys.SENTENCE, sep: str = " ") -> pd.Series:
@@ -80,7 +86,7 @@ def sentences(adata: AnnData, *, n_genes: int | None = None, key: str = keys.SEN
     return pd.Series(lines, index=adata.obs_names, name=key, dtype=object)
 
 
-def training(run: str | os.PathLike[str] | HibioModel) -> pd.DataFrame:
+def training(run: str | os.PathLike[str] | Trained) -> pd.DataFrame:
     """What a training run measured, a row for each measurement in the order of time.
 
     Parameters
@@ -173,7 +179,7 @@ def _batch_size(description: Path) -> int | None:
         return None
 
 
-def _of_model(model: HibioModel) -> tuple[list[dict[str, Any]], int | None]:
+def _of_model(model: Trained) -> tuple[list[dict[str, Any]], int | None]:
     """What the model remembers, and the batch size."""
     info = getattr(model, "training_info", None)
     if not isinstance(info, Mapping) or not info.get("history"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..model import HibioModel
+    from ..get import Trained
 
 _LOSSES = {"spot": "#2a6fb0", "pathway": "#c8641b", "region": "#3d8c40"}
 _RECALL = {"recall_10": "#a78bc6", "recall_5": "#7a4fa8", "recall_1": "#46206e"}
@@ -26,7 +26,7 @@ _SIZE, _COLUMNS = (3.7, 2.8), 3
 
 
 def training(
-    run: str | os.PathLike[str] | HibioModel,
+    run: str | os.PathLike[str] | Trained,
     *,
     ax: Axes | Sequence[Axes] | None = None,
     figsize: tuple[float, float] | None = None,
@@ -115,7 +115,8 @@ def _draw_term(ax: Axes, term: str, steps: pd.DataFrame, epochs: pd.DataFrame, r
 
 def _draw_chance(ax: Axes, name: str, steps: pd.DataFrame, epochs: pd.DataFrame) -> None:
     """Dashed: a line over epochs; a level where it is the same all along, or the first epochs are not over."""
-    line, chance = {"color": _QUIET, "linestyle": "dashed", "linewidth": 1.1}, epochs[name]
+    line: dict[str, Any] = {"color": _QUIET, "linestyle": "dashed", "linewidth": 1.1}
+    chance = epochs[name]
     if len(epochs) > 1 and chance.nunique() > 1:
         ax.plot(epochs["epoch"], chance, **line)
     else:
