@@ -1,19 +1,38 @@
-"""Readers of the slots that hibiost writes."""
+"""Readers of what hibiost writes: slots, and training runs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from . import keys
-from .errors import DataError, MissingSlotError, nearest
+from .errors import DataError, MissingSlotError, RunError, nearest
 
-__all__ = ["sentences"]
+__all__ = ["sentences", "training"]
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+_ORDER = (
+    "event", "step", "epoch", "loss", "spot", "spot_chance", "pathway", "with_pathway", "region", "region_chance",
+    "scale", "recall_1", "recall_5", "recall_10", "lr", "spots_per_second", "n_regions", "coherence",
+)  # fmt: skip
+"""Columns of a training run."""
+
+
+class Trained(Protocol):
+    """A model that remembers its training, as :class:`hibiost.model.HibioModel`."""
+
+    @property
+    def training_info(self) -> Mapping[str, Any]:
+        """Recipe, history and the rest."""
 
 
 def sentences(adata: AnnData, *, n_genes: int | None = None, key: str = keys.SENTENCE, sep: str = " ") -> pd.Series:
@@ -65,3 +84,109 @@ def sentences(adata: AnnData, *, n_genes: int | None = None, key: str = keys.SEN
     words = np.asarray(adata.uns[key]["genes"], dtype=object)[table]
     lines = [sep.join(row[kept]) for row, kept in zip(words, table >= 0, strict=True)]
     return pd.Series(lines, index=adata.obs_names, name=key, dtype=object)
+
+
+def training(run: str | os.PathLike[str] | Trained) -> pd.DataFrame:
+    """What a training run measured, a row for each measurement in the order of time.
+
+    Parameters
+    ----------
+    run
+        Folder given to :func:`hibiost.tl.pretrain` as ``run=``, of a run that is finished, stopped or in progress; or a
+        model, which remembers epochs and regions, but not the steps.
+
+    Returns
+    -------
+    A DataFrame, NaN where a row did not measure a thing. Columns, those that were measured:
+
+    ``event``
+        ``"step"`` for a step of the optimiser, ``"epoch"`` for the mean over the steps of an epoch and the validation
+        after it, ``"regions"`` for a renewal of the regions.
+    ``step``
+        Steps done, int; of a run's folder only.
+    ``epoch``
+        Epochs done, with a fraction within an epoch.
+    ``loss``, ``spot``, ``pathway``, ``region``
+        The objective and its terms (HiBio-ST, eqs 10, 11, 13 and 14), in nats but for ``pathway``, which is 0 to 1.
+    ``spot_chance``, ``region_chance``
+        ln of the batch size, and of the number of regions compared: what a model that knows nothing reaches.
+    ``with_pathway``
+        Share of the spots that have a pathway.
+    ``scale``
+        Factor on cosine similarities.
+    ``recall_1``, ``recall_5``, ``recall_10``
+        Recall@p% of the validation slides, in percent.
+    ``lr``, ``spots_per_second``
+        Learning rate and speed.
+    ``n_regions``, ``coherence``
+        Number of regions, and share of a spot's six nearest spots that are in its region.
+
+    Raises
+    ------
+    RunError
+        There is no such folder, it holds no metrics, or they are damaged; a model was not trained by hibiost.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> adata = hb.datasets.tissue(100)
+    >>> recipe = {"epochs": 2, "batch_size": 32, "lambda3": 0}
+    >>> model = hb.tl.pretrain(adata, image_encoder="ResNet-10", recipe=recipe, run="my-run")
+    >>> table = hb.get.training("my-run")
+    >>> table[["event", "step", "epoch"]].iloc[-2:].to_numpy().tolist()
+    [['step', 6, 2.0], ['epoch', 6, 2.0]]
+    >>> hb.get.training(model)["epoch"].tolist()
+    [1.0, 2.0]
+    """
+    rows, batch_size = _of_folder(Path(run).expanduser()) if isinstance(run, str | os.PathLike) else _of_model(run)
+    table = pd.DataFrame(rows).astype({"epoch": float})
+    if batch_size is not None and "spot" in table:
+        table["spot_chance"] = np.where(table["spot"].notna(), math.log(batch_size), np.nan)
+    return table[sorted(table, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))]
+
+
+def _of_folder(folder: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The lines of the metrics, but for one that is being written; and the batch size."""
+    metrics = folder / "metrics.jsonl"
+    expected = "expected the folder of hb.tl.pretrain(..., run=folder) once its first steps are done."
+    if not metrics.is_file():
+        there = f"holds {sorted(path.name for path in folder.iterdir())}" if folder.is_dir() else "is no folder"
+        raise RunError(f"{folder} {there}; {expected} Of a model's folder, pass hb.model.load(folder).")
+    rows = []
+    for number, line in enumerate(metrics.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            found = json.loads(line)
+            rows.append({name: found[name] for name in _ORDER[:3]} | found)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"line {number} of {metrics} is no measurement ({error!r}); expected a JSON object with "
+                f"{', '.join(_ORDER[:3])}. Remove the line."
+            ) from error
+    if not rows:
+        raise RunError(f"{metrics} holds no whole line yet; {expected}")
+    return rows, _batch_size(folder / "run.json")
+
+
+def _batch_size(description: Path) -> int | None:
+    """That of the recipe, or all spots where they are fewer."""
+    try:
+        known = json.loads(description.read_text())
+        n_spots = sum(slide["n_spots"] for slide in known["data"].values())
+        return min(known["configuration"]["recipe"]["batch_size"], n_spots)
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _of_model(model: Trained) -> tuple[list[dict[str, Any]], int | None]:
+    """What the model remembers, and the batch size."""
+    info = getattr(model, "training_info", None)
+    if not isinstance(info, Mapping) or not info.get("history"):
+        raise RunError(
+            f"found {type(model).__name__} without a training history; expected the folder of a run, or a model that "
+            "hb.tl.pretrain trained."
+        )
+    events = [("epoch", entry) for entry in info["history"]] + [("regions", entry) for entry in info["regions"]]
+    events.sort(key=lambda event: event[1]["epoch"])
+    return [{"event": name, **entry} for name, entry in events], info["recipe"]["batch_size"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hibiost as hb
 
@@ -17,9 +16,9 @@ from ..settings import logger
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-    from matplotlib.figure import Figure
 
     from ..genes import GeneSets
+    from ..model import HibioModel
 
 TRAINING, TEST = ["C2", "C3", "C4", "C5"], "C6"
 SYNTHETIC_SPOTS = 200
@@ -59,7 +58,7 @@ def demo(out: Path, *, seed: int, epochs: int | None, image_encoder: str, synthe
     hb.tl.predict(test, reference, model=model)
 
     logger.info("\n5/5 figures and tables")
-    _figures(reference, test, truth, model.training_info, out)
+    _figures(reference, test, truth, model, out)
     test.write_h5ad(out / "test.h5ad")
     scores = _with_clusters(scores, test, truth)
     scores.insert(0, "seed", seed)
@@ -119,7 +118,7 @@ def _with_clusters(scores: pd.DataFrame, test: AnnData, truth: str) -> pd.DataFr
     return pd.concat([scores, pd.DataFrame(rows)], ignore_index=True)
 
 
-def _figures(reference: AnnData, test: AnnData, truth: str, training: dict[str, Any], out: Path) -> None:
+def _figures(reference: AnnData, test: AnnData, truth: str, model: HibioModel, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     hb.pl.spatial_clusters(test, color=["cluster", "region", truth], save=out / "clusters.png")
@@ -128,27 +127,8 @@ def _figures(reference: AnnData, test: AnnData, truth: str, training: dict[str, 
             hb.pl.spatial_pred(test, gene=gene, save=out / f"predicted_{gene}.png")
     if "region_history" in reference.obsm:
         hb.pl.region_history(reference, save=out / "regions_in_training.png")
-    _losses(training).savefig(out / "training.png", dpi=150)
+    hb.pl.training(model, save=out / "training.png")
     plt.close("all")
-
-
-def _losses(training: dict[str, Any]) -> Figure:
-    """The terms of the objective, each with its chance level where it has one."""
-    import matplotlib.pyplot as plt
-
-    history = training["history"]
-    terms = [term for term in ("spot", "pathway", "region") if term in history[-1]]
-    figure, axes = plt.subplots(1, len(terms), figsize=(3.6 * len(terms), 3), layout="constrained", squeeze=False)
-    for ax, term in zip(axes[0], terms, strict=True):
-        entries = [entry for entry in history if term in entry]
-        epochs = [entry["epoch"] for entry in entries]
-        ax.plot(epochs, [entry[term] for entry in entries], color="black")
-        if term != "pathway":
-            chance = [entry.get(f"{term}_chance", math.log(training["recipe"]["batch_size"])) for entry in entries]
-            ax.plot(epochs, chance, color="grey", linestyle="dashed", label="chance")
-            ax.legend(frameon=False)
-        ax.set(xlabel="epoch", title=f"{term} loss")
-    return figure
 
 
 def _report(

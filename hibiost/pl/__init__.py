@@ -1,7 +1,8 @@
-"""Figures of what is in the AnnData."""
+"""Figures of what is in the AnnData, and of training."""
 
 from ._clusters import spatial_clusters
 from ._history import region_history
 from ._pred import spatial_pred
+from ._training import training
 
-__all__ = ["region_history", "spatial_clusters", "spatial_pred"]
+__all__ = ["region_history", "spatial_clusters", "spatial_pred", "training"]

@@ -87,25 +87,37 @@ def axes_for(
     beside: float,
     width: float = _PANEL,
 ) -> list[Axes]:
-    """One Axes per panel: the user's, or those of a new figure, ``width`` inches each and ``beside`` right of each."""
+    """One Axes per slide: the user's, or those of a new figure, ``width`` inches each and ``beside`` right of each."""
+    heights = [(bottom - top) / (right - left) for left, right, top, bottom in (panel.box for panel in panels)]
+    height = width * float(np.clip(np.median(heights), 0.3, 3))
+    hint = "give one each, or choose library_id="
+    return panel_axes(len(panels), ax, figsize=figsize, ncols=ncols, size=(width + beside, height + 0.4), hint=hint)
+
+
+def panel_axes(
+    n: int,
+    ax: Axes | Sequence[Axes] | None,
+    *,
+    figsize: tuple[float, float] | None,
+    ncols: int,
+    size: tuple[float, float],
+    hint: str = "give one each",
+) -> list[Axes]:
+    """One Axes for each of ``n`` panels: the user's, or those of a new figure, where a panel takes ``size`` inches."""
     if ax is not None:
         given = list(ax) if isinstance(ax, Sequence | np.ndarray) else [ax]
-        if len(given) != len(panels):
-            raise DataError(
-                f"ax holds {len(given)} Axes for {len(panels)} panels; give one each, or choose library_id=."
-            )
+        if len(given) != n:
+            raise DataError(f"ax holds {len(given)} Axes for {n} panels; {hint}.")
         return given
     from matplotlib import pyplot as plt
 
-    ncols = min(ncols, len(panels))
-    nrows = -(-len(panels) // ncols)
-    heights = [(bottom - top) / (right - left) for left, right, top, bottom in (panel.box for panel in panels)]
-    height = width * float(np.clip(np.median(heights), 0.3, 3))
-    fig = plt.figure(figsize=figsize or (ncols * (width + beside), nrows * (height + 0.4)), layout="constrained")
+    ncols = min(ncols, n)
+    nrows = -(-n // ncols)
+    fig = plt.figure(figsize=figsize or (ncols * size[0], nrows * size[1]), layout="constrained")
     grid = fig.subplots(nrows, ncols, squeeze=False).ravel()
-    for empty in grid[len(panels) :]:
+    for empty in grid[n:]:
         empty.remove()
-    return list(grid[: len(panels)])
+    return list(grid[:n])
 
 
 def draw_spots(
