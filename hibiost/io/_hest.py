@@ -423,19 +423,19 @@ def write_hest(
         content = _metadata(part, entry, library_id)
         text = json.dumps(content, indent=1, ensure_ascii=False, default=lambda value: np.asarray(value).tolist())
         with replacing(root / "st" / f"{library_id}.h5ad") as path:
-            path.write_bytes(_as_h5ad(part))
+            _write_h5ad(part, path)
             with replacing(root / "metadata" / f"{library_id}.json") as beside:
                 beside.write_text(text, encoding="utf-8")
     logger.info("wrote %d samples of %d spots to %s.", len(libraries), adata.n_obs, root)
 
 
-def _as_h5ad(adata: AnnData) -> memoryview:
-    """The content of an AnnData file, made in memory: HDF5 ends the process where the disk is full."""
+def _write_h5ad(adata: AnnData, path: Path) -> None:
+    """Write an AnnData file, made in memory first: HDF5 ends the process where the disk is full."""
     adata.strings_to_categoricals()
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         ad.io.write_elem(file, "/", adata)
-    return content.getbuffer()
+    path.write_bytes(content.getvalue())  # getbuffer() crashes Python 3.12 where writing fails
 
 
 def check_target(root: Path, samples: list[str], *, overwrite: bool) -> None:

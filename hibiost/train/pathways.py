@@ -48,14 +48,14 @@ class PathwayAnchors(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.n_negatives = n_negatives
         self._overlap = overlap
-        self._genes: Tensor
-        self._starts: Tensor
-        self.register_buffer("_genes", torch.from_numpy(members.indices).long(), persistent=False)
-        self.register_buffer("_starts", torch.from_numpy(members.indptr[:-1]).long(), persistent=False)
+        self._members = members
 
-    def prototypes(self, gene_embeddings: Tensor) -> Tensor:
-        """Mean token embedding of each pathway's genes (HiBio-ST, eq 6), n_pathways x width."""
-        return F.embedding_bag(self._genes, gene_embeddings, self._starts, mode="mean")
+    def prototypes(self, gene_embeddings: Tensor, pathways: Tensor) -> Tensor:
+        """Mean token embedding of the genes of some pathways (HiBio-ST, eq 6), n_pathways x width."""
+        members = self._members[pathways.numpy()]
+        genes = torch.from_numpy(members.indices).long().to(gene_embeddings.device)
+        starts = torch.from_numpy(members.indptr[:-1]).long().to(gene_embeddings.device)
+        return F.embedding_bag(genes, gene_embeddings, starts, mode="mean")
 
     def forward(
         self, image: Tensor, spots: np.ndarray, gene_embeddings: Tensor, generator: torch.Generator
@@ -77,7 +77,7 @@ class PathwayAnchors(nn.Module):
         candidates, negative = draw_candidates(overlap > 0, self.n_negatives, generator)
         overlap = overlap[:, candidates]
         among = ((overlap > 0) | negative).to(image.device)
-        prototypes = self.prototypes(gene_embeddings)[candidates.to(image.device)]
+        prototypes = self.prototypes(gene_embeddings, candidates)
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         loss = pathway_alignment(self.project(image), prototypes, overlap.to(image), among, scale)
         return loss, (overlap > 0).any(dim=1).float().mean().item()

@@ -42,7 +42,8 @@ def anchors():
 
 def test_prototypes_are_means_of_the_members(anchors):
     embeddings = torch.tensor([[2.0, 0.0], [4.0, 2.0], [1.0, 1.0], [0.0, 5.0]], requires_grad=True)
-    prototypes = anchors.prototypes(embeddings)
+    prototypes = anchors.prototypes(embeddings, torch.arange(3))
+    torch.testing.assert_close(anchors.prototypes(embeddings, torch.tensor([2, 0])), prototypes[[2, 0]])
     torch.testing.assert_close(prototypes, torch.tensor([[3.0, 1.0], [1.0, 1.0], [1.0, 2.0]]))
     prototypes.sum().backward()
     torch.testing.assert_close(embeddings.grad[:, 0], torch.tensor([1 / 2 + 1 / 3, 1 / 2, 1 + 1 / 3, 1 / 3]))
