@@ -165,7 +165,9 @@ class Alignment(lightning.LightningModule):
         since = done - self.recipe.region_start
         if self.regions is None or done >= self.recipe.epochs or since < 0 or since % self.recipe.region_every:
             return
+        threads = torch.get_num_threads()
         self.renewals.append(self.regions.renew(self._joint, done, self.ranks))
+        torch.set_num_threads(threads)  # numba's OpenMP sets them back, and sums of floats depend on them
         _log(
             "after epoch {epoch}: {n_regions} regions; {coherence:.0%} of a spot's nearest spots are in its region",
             self.renewals[-1],
