@@ -72,3 +72,10 @@ def test_running_statistics_move_once_though_features_are_computed_twice():
     for x, _ in kept[:2]:
         expected = 0.9 * expected + 0.1 * x.mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, expected)
+
+
+@pytest.mark.slow
+def test_compiled_towers_are_the_same(whole):
+    found = trained(**STILL, engine={"compile": True})
+    close(found, whole)
+    assert found["weights"].keys() == whole["weights"].keys()
