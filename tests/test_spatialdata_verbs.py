@@ -25,7 +25,7 @@ VERBS = {
     for room in ("pp", "tl", "pl")
     for name in (f"{room}.{verb}" for verb in getattr(hb, room).__all__)
 }
-ALONE = {"pp.grid"}
+ALONE = {"pp.grid", "pl.training"}
 """Makes the spots of an image alone, where there is no table to write to yet."""
 
 
