@@ -26,7 +26,7 @@ VERBS = {
     for name in (f"{room}.{verb}" for verb in getattr(hb, room).__all__)
 }
 ALONE = {"pp.grid", "pl.training"}
-"""Makes the spots of an image alone, where there is no table to write to yet."""
+"""The first makes the spots of an image alone, where there is no table to write to yet; the second draws a run."""
 
 
 @pytest.fixture(scope="module")
