@@ -68,12 +68,15 @@ class Ranks:
         return int(shared.item())
 
 
+ALONE = Ranks()
+
+
 def current() -> Ranks:
     """The processes that have joined, see :func:`joined`; this one alone where none have."""
     environment = _environment()
     if environment is None or not _dist().is_initialized():
-        return Ranks()
-    return Ranks(_dist().get_rank(), _dist().get_world_size(), environment.local_rank(), _local_size())
+        return ALONE
+    return Ranks(_dist().get_rank(), _dist().get_world_size(), environment.local_rank(), _local_size(environment))
 
 
 @contextmanager
@@ -90,7 +93,7 @@ def joined(device: str) -> Iterator[Ranks]:
         yield current()
         return
     if device == "cuda":
-        _take_gpu(environment.local_rank())
+        _take_gpu(environment)
     elif device != "cpu":
         raise RunError(f"{environment.world_size()} processes cannot share device {device!r}; use device='cpu'.")
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
@@ -132,24 +135,20 @@ def _environment() -> Any:
     return None
 
 
-def _local_size() -> int:
+def _local_size(environment: Any) -> int:
     """Processes on this machine, as torchrun or Slurm say."""
     if "LOCAL_WORLD_SIZE" in os.environ:
         return int(os.environ["LOCAL_WORLD_SIZE"])
-    return int(_dist().get_world_size()) // int(os.environ.get("SLURM_NNODES", 1))
+    return int(environment.world_size()) // int(os.environ.get("SLURM_NNODES", 1))
 
 
-def _take_gpu(local_rank: int) -> None:
+def _take_gpu(environment: Any) -> None:
     import torch
 
-    there, asked = torch.cuda.device_count(), max(_local_size_asked(), local_rank + 1)
+    there, asked = torch.cuda.device_count(), _local_size(environment)
     if asked > there:
         raise RunError(
             f"{asked} processes on this machine, but {there} GPUs; start one process for each GPU: "
             f"torchrun --nproc-per-node {max(1, there)}."
         )
-    torch.cuda.set_device(local_rank)
-
-
-def _local_size_asked() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", 1)))
+    torch.cuda.set_device(environment.local_rank())

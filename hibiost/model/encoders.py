@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class ImageEncoder:
 
         Returns
         -------
-        :meth:`record`, for ``training_info``.
+        ``record``, for ``training_info``.
         """
         tower = model.visual.trunk if isinstance(model.visual, TimmTower) else model.visual
         tower.load_state_dict(self._fitting(tower), strict=False)
@@ -83,8 +83,9 @@ class ImageEncoder:
             self.source,
             self.licence,
         )
-        return self.record()
+        return self.record
 
+    @cached_property
     def record(self) -> dict[str, str]:
         """``name``, ``source``, ``weights`` (name of the file), ``sha256`` (of the file) and ``licence``."""
         return {
@@ -215,12 +216,7 @@ def _resolved(name: str, base: ModelConfig, weights: str | os.PathLike[str] | No
 
 def _from_table(name: str, base: ModelConfig, given: Path | None) -> ImageEncoder:
     entry = _known()[name]
-    common = {
-        "size": entry["image_size"],
-        "mpp": entry["mpp"],
-        "mean": entry["mean"],
-        "std": entry["std"],
-    }
+    common = {"size": entry["image_size"], **{name: entry[name] for name in ("mpp", "mean", "std")}}
     if "timm" in entry:
         config = _timm_config(base, entry["timm"], entry["args"], **common)
     else:
@@ -379,7 +375,7 @@ def _timm_config(
     if default is not None and default.fixed_input_size:
         kept.setdefault("img_size", size)
     vision = {"timm_model_name": architecture, "timm_args": kept, "image_size": size}
-    return _config(base, vision, base.embed_dim, quick_gelu=False, size=size, mean=mean, std=std, mpp=mpp)
+    return replace(base, vision_cfg=vision, patch_size=size, mpp=mpp, mean=tuple(mean), std=tuple(std))
 
 
 def _architecture(name: str) -> dict[str, Any]:
@@ -409,28 +405,11 @@ def _open_clip_config(
     vision |= {"timm_model_pretrained": False} if "timm_model_name" in vision else {}
     size = size or int(vision.get("image_size", 224))
     vision["image_size"] = size
-    quick_gelu = bool(values.get("quick_gelu", False))
-    return _config(
-        base, vision, int(values["embed_dim"]), quick_gelu=quick_gelu, size=size, mean=mean, std=std, mpp=mpp
-    )
-
-
-def _config(
-    base: ModelConfig,
-    vision: dict[str, Any],
-    embed_dim: int,
-    *,
-    quick_gelu: bool,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    mpp: float | None,
-) -> ModelConfig:
     return replace(
         base,
-        embed_dim=embed_dim,
+        embed_dim=int(values["embed_dim"]),
         vision_cfg=vision,
-        quick_gelu=quick_gelu,
+        quick_gelu=bool(values.get("quick_gelu", False)),
         patch_size=size,
         mpp=mpp,
         mean=tuple(mean),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import inputs, keys
+from .._ranks import ALONE, Ranks
 from ..errors import DataError
 from ..settings import logger, settings
 from ._resolve import resolve_device, resolve_model, sentence_rows, together
@@ -13,7 +14,6 @@ from ._resolve import resolve_device, resolve_model, sentence_rows, together
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from .._ranks import Ranks
     from ..model import HibioModel
 
 MODALITIES = ("auto", "image", "gene")
@@ -132,7 +132,7 @@ def _drop_other_weights(adata: AnnData, key: str, fingerprint: str) -> None:
 
 
 def image_embeddings(
-    adata: AnnData, model: HibioModel, *, batch_size: int, library_key: str, ranks: Ranks | None = None
+    adata: AnnData, model: HibioModel, *, batch_size: int, library_key: str, ranks: Ranks = ALONE
 ) -> np.ndarray:
     """Embeddings of the patches, float32, n_obs x dim; the processes share the slides."""
     from tqdm.auto import tqdm
@@ -140,7 +140,7 @@ def image_embeddings(
     config = model.config
     slides = inputs.slides(adata, library_key)
     _warn_of_other_scales(slides, model)
-    own = slides if ranks is None else slides[ranks.rank :: ranks.size]
+    own = slides[ranks.rank :: ranks.size]
     batches = inputs.numbered_patches(
         own, size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size
     )
@@ -153,10 +153,8 @@ def image_embeddings(
     return _of_all(out, [slide.rows for slide in own], ranks)
 
 
-def _of_all(out: np.ndarray, own: list[np.ndarray], ranks: Ranks | None) -> np.ndarray:
+def _of_all(out: np.ndarray, own: list[np.ndarray], ranks: Ranks) -> np.ndarray:
     """Rows that other processes computed beside one's own."""
-    if ranks is None or ranks.size == 1:
-        return out
     rows = np.concatenate([np.empty(0, dtype=np.int64), *own])
     for others, values in ranks.collect((rows, out[rows])):
         out[others] = values
@@ -183,7 +181,7 @@ def gene_embeddings(
     *,
     batch_size: int,
     library_key: str,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> np.ndarray:
     """Embeddings of sentences given as indices into the model's vocabulary, float32, n_obs x dim."""
     from tqdm.auto import tqdm
@@ -193,7 +191,7 @@ def gene_embeddings(
     out = np.zeros((adata.n_obs, model.config.embed_dim), dtype=np.float32)
     cut = 0
     slides = list(inputs.libraries(adata, library_key).items())
-    own = slides if ranks is None else slides[ranks.rank :: ranks.size]
+    own = slides[ranks.rank :: ranks.size]
     total = sum(len(rows) for _, rows in own)
     with tqdm(total=total, desc="embed sentences", unit="spot", disable=not settings.progress) as bar:
         for library, rows in own:

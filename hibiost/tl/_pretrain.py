@@ -21,7 +21,7 @@ from ..genes.overlap import report_overlaps
 from ..io import Corpus
 from ..settings import logger, settings
 from ._resolve import resolve_device, together
-from ._spots import Spots, decoded, of_each, sources, words_of
+from ._spots import Spots, decoded, of_each, sources
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -156,7 +156,7 @@ def pretrain(
     with together(device) as ranks, _folder(run, ranks) as (folder, kept):
         if kept is not None:
             asked = {"model": config.to_dict(), "recipe": values.to_dict(), "seed": seed, "pathways": _named(gene_sets)}
-            asked["image_encoder"] = None if encoder is None else encoder.record()
+            asked["image_encoder"] = None if encoder is None else encoder.record
             kept.check("configuration", asked, write=ranks.first, mend="Ask for the same, or name another folder.")
             if kept.finished:
                 logger.info("the run in %s is finished; this is its model", folder)
@@ -208,7 +208,7 @@ def _trained(
         raise DataError(f"{len(spots)} spots have a sentence; contrastive training needs two or more.")
     model = HibioModel(config, vocabulary, metadata=list(vocabulary.metadata), rng=seed)
     started = None if encoder is None else encoder.start(model)
-    _check_length(model, recipe.n_genes, words_of(spots))
+    _check_length(model, recipe.n_genes, spots.words)
     pairs, spots = _pairs(spots, folder, model, ranks, recipe.shift, engine, run)
     recipe = recipe.updated({"batch_size": _batch_size(recipe.batch_size, len(pairs))})
     anchors = None if gene_sets is None else _anchors(gene_sets, model, spots.sentences, recipe, seed)
@@ -274,7 +274,7 @@ def _pairs(
     """The training pairs; of a run that goes on, they have to be those it began with."""
     mend = "Train on the same data, or name another folder."
     if run is not None:
-        run.check("data", spots.fingerprints(spots.tokens(model)), write=ranks.first, mend=mend)
+        run.check("data", spots.fingerprints(), write=ranks.first, mend=mend)
     pairs, kept, crcs = decoded(
         spots, folder / "patches.uint8", model, ranks, shift=shift, unreadable=engine.unreadable
     )
@@ -342,8 +342,8 @@ def _vocabulary(
     return Vocabulary.fit(chain.from_iterable(counts), min_spots=min_spots, metadata=words)
 
 
-def _check_length(model: HibioModel, n_genes: int, words: Mapping[Any, Sequence[str]]) -> None:
-    room = min(model.tokenizer.max_genes(w) for w in words.values())
+def _check_length(model: HibioModel, n_genes: int, words: Sequence[Sequence[str]]) -> None:
+    room = min(model.tokenizer.max_genes(w) for w in words)
     if n_genes > room:
         raise DataError(
             f"sentences of {n_genes} genes do not fit a context of {model.config.context_length} tokens, which has "

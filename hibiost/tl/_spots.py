@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -169,15 +169,15 @@ class Spots:
         tables = np.split(self.sentences, self.starts[1:-1])
         return np.concatenate([model.tokenizer(table, words) for table, words in zip(tables, self.words, strict=True)])
 
-    def fingerprints(self, tokens: np.ndarray) -> dict[str, dict[str, int]]:
-        """What would tell that a slide's spots or sentences have changed."""
+    def fingerprints(self) -> dict[str, dict[str, int]]:
+        """What would tell that a slide's spots, sentences or metadata have changed."""
         return {
             self._name(number): {
                 "n_spots": int(stop - start),
-                "crc": zlib.crc32(tokens[start:stop].tobytes(), zlib.crc32(slide.xy.tobytes())),
+                "crc": zlib.crc32(self.sentences[start:stop].tobytes() + slide.xy.tobytes() + repr(words).encode()),
             }
-            for number, (slide, start, stop) in enumerate(
-                zip(self.slides, self.starts[:-1], self.starts[1:], strict=True)
+            for number, (slide, words, start, stop) in enumerate(
+                zip(self.slides, self.words, self.starts[:-1], self.starts[1:], strict=True)
             )
         }
 
@@ -302,8 +302,3 @@ def decoded(
         raise ImageError("not one slide could be read; see the warnings above.")
     kept, rows = spots.without(bad)
     return Pairs(store.read(), kept.tokens(model), rows), kept, crcs
-
-
-def words_of(spots: Spots) -> Mapping[str, list[str]]:
-    """Metadata words of each slide."""
-    return {slide.library_id: words for slide, words in zip(spots.slides, spots.words, strict=True)}

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from .._ranks import Ranks, current
 from ..model import HibioModel
-from ..settings import logger
 from .data import Batch, Pairs, Shares
 from .engine import Engine
 from .pathways import PathwayAnchors
@@ -48,8 +47,8 @@ def fit(
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Train a model in place on pairs of patches and token rows.
 
-    Where processes have joined (of torchrun or Slurm), each embeds its share of every batch, and the
-    losses are those of the whole batch.
+    Where processes of torchrun or Slurm have joined, each embeds its share of every batch, and the losses are those of
+    the whole batch.
 
     Parameters
     ----------
@@ -127,7 +126,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        _run(trainer, task, _loader(task, engine, accelerator), _resume(run, ranks))
+        _run(trainer, task, _loader(task, engine, accelerator), run)
     return task.history, task.renewals
 
 
@@ -135,19 +134,6 @@ def _strategy(ranks: Ranks) -> Any:
     if ranks.size == 1:
         return "auto"
     return DDPStrategy(gradient_as_bucket_view=True)
-
-
-def _resume(run: Run | None, ranks: Ranks) -> str | None:
-    """The checkpoint to go on from; metrics of later steps are taken back."""
-    if run is None or not run.checkpoint.exists():
-        if run is not None and ranks.first:
-            run.metrics.unlink(missing_ok=True)
-        return None
-    step = SafeCheckpoints().load_checkpoint(run.checkpoint)["global_step"]
-    if ranks.first:
-        run.cut_metrics(step)
-    logger.info("going on from step %d, as kept in %s", step, run.folder)
-    return str(run.checkpoint)
 
 
 class _Loader(DataLoader[Batch]):
@@ -223,11 +209,14 @@ def _quiet_lightning() -> Iterator[None]:
             each.setLevel(level)
 
 
-def _run(trainer: lightning.Trainer, task: Alignment, loader: DataLoader[Any], checkpoint: str | None) -> None:
-    """Fit; an interrupt stays one, where Lightning would exit and ignore every later one."""
+def _run(trainer: lightning.Trainer, task: Alignment, loader: DataLoader[Any], run: Run | None) -> None:
+    """Fit, from a checkpoint where there is one.
+
+    An interrupt stays one, where Lightning would exit and ignore every later one.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(task, loader, ckpt_path=checkpoint)
+        trainer.fit(task, loader, ckpt_path=run.checkpoint if run is not None and run.checkpoint.exists() else None)
     except SystemExit as exit_:
         if not (trainer.interrupted and exit_.code == 1):
             raise

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .._ranks import Ranks
+from .._ranks import ALONE, Ranks
 from ..spatial import coherence, fused_neighbors, leiden, region_graph
 
 
@@ -35,7 +35,7 @@ class Regions:
         self,
         embed: Callable[[np.ndarray], np.ndarray],
         epoch: int,
-        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+        ranks: Ranks = ALONE,
     ) -> dict[str, float]:
         """Cluster each slide anew by fused distance and modularity (HiBio-ST, eqs 7 and 8).
 

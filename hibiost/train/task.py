@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from .._ranks import Ranks
+from .._ranks import ALONE, Ranks
 from ..errors import RunError
 from ..metrics import recall_at_percent
 from ..model import HibioModel
@@ -40,20 +40,8 @@ class Alignment(lightning.LightningModule):
 
     Parameters
     ----------
-    model
-        The towers to train.
-    pairs
-        The training spots.
-    recipe
-        Training parameters.
-    seed
-        Of order, augmentation and negatives.
-    pathways
-        Level two; ``None`` leaves it out.
-    regions
-        Level three; ``None`` leaves it out.
-    validation
-        Spots of other slides, and the slide of each: retrieval is measured on them after each epoch.
+    model, pairs, recipe, seed, pathways, regions, validation
+        As of :func:`hibiost.train.fit`.
     ranks
         The processes that train together.
     micro_batch
@@ -70,7 +58,7 @@ class Alignment(lightning.LightningModule):
         pathways: PathwayAnchors | None = None,
         regions: Regions | None = None,
         validation: tuple[Pairs, np.ndarray] | None = None,
-        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+        ranks: Ranks = ALONE,
         micro_batch: int | None = None,
     ) -> None:
         super().__init__()

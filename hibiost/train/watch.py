@@ -44,10 +44,14 @@ class Reporter(Checkpoint):
     def __init__(self, engine: Engine, ranks: Ranks, run: Run | None, *, progress: bool) -> None:
         self._engine, self._ranks, self._run, self._progress = engine, ranks, run, progress
         self._loggers = [_logger(name, run) for name in engine.loggers if ranks.first]
-        self._bar: tqdm[Any] | None = None
+        self._bar = tqdm(disable=True)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Begin the bar where training begins, or goes on."""
+        """Begin where training begins, or goes on; metrics of later steps are taken back."""
+        if self._run is not None and self._ranks.first:
+            self._run.cut_metrics(trainer.global_step)
+        if self._run is not None and trainer.global_step:
+            logger.info("going on from step %d, as kept in %s", trainer.global_step, self._run.folder)
         size, total = pl_module.recipe.batch_size, int(trainer.estimated_stepping_batches)
         self._bar = tqdm(
             total=total * size,
@@ -62,7 +66,6 @@ class Reporter(Checkpoint):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
         """Every few steps, look at the loss: on a GPU that waits for it."""
         task, step = pl_module, trainer.global_step
-        assert self._bar is not None
         self._bar.update(task.recipe.batch_size)
         if step % self._engine.log_every and not trainer.is_last_batch:
             return
@@ -101,8 +104,7 @@ class Reporter(Checkpoint):
         self._close("failed")
 
     def _close(self, status: str) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         for each in self._loggers:
             each.finalize(status)
 
@@ -158,7 +160,7 @@ class Keeper(Checkpoint):
         self._keep(trainer, pl_module, due=True)
 
     def _keep(self, trainer: lightning.Trainer, task: Alignment, *, due: bool) -> None:
-        asked = self._ranks.highest(self._signal or int(due), task.device)
+        asked = self._ranks.highest(self._signal or int(due), task.device)  # a signal's number, or 1 where it is time
         if not asked:
             return
         task.check_finite()

@@ -200,4 +200,4 @@ def test_processes_need_a_folder_and_enough_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(RunError, match=r"4 processes on this machine, but 2 GPUs.*--nproc-per-node 2"):
-        _ranks._take_gpu(0)
+        _ranks._take_gpu(None)
