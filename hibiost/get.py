@@ -15,7 +15,7 @@ import pandas as pd
 from . import keys
 from .errors import DataError, MissingSlotError, RunError, nearest
 
-__all__ = ["sentences", "training"]
+__all__ = ["predicted_genes", "sentences", "training"]
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,6 +84,58 @@ def sentences(adata: AnnData, *, n_genes: int | None = None, key: str = keys.SEN
     words = np.asarray(adata.uns[key]["genes"], dtype=object)[table]
     lines = [sep.join(row[kept]) for row, kept in zip(words, table >= 0, strict=True)]
     return pd.Series(lines, index=adata.obs_names, name=key, dtype=object)
+
+
+def predicted_genes(adata: AnnData, *, key: str = keys.PREDICTED) -> pd.DataFrame:
+    """How far each predicted gene can be trusted, the most trusted first.
+
+    Parameters
+    ----------
+    adata
+        AnnData on which :func:`hibiost.tl.predict` was called.
+    key
+        The ``key_added`` of that call.
+
+    Returns
+    -------
+    A DataFrame indexed by gene, sorted by ``expected_pcc``, or by ``confidence`` where that was not computed. Columns,
+    those that were computed:
+
+    ``confidence``
+        How far the retrieved neighbours agree, 0 to 1.
+    ``expected_pcc``
+        Correlation of the prediction with the measurement on slides of the reference that were held out.
+    ``trusted``
+        Whether that is high enough.
+
+    Raises
+    ------
+    MissingSlotError
+        ``uns[key]`` is not there, or tells nothing of genes.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> adata = hb.datasets.tissue(100, n_slides=3)
+    >>> model = hb.tl.pretrain(adata, image_encoder="ResNet-10", recipe={"epochs": 1, "batch_size": 32})
+    >>> hb.tl.embed(adata, model=model)
+    >>> first = (adata.obs["library_id"] == "tissue_0").to_numpy()
+    >>> slide, reference = adata[first].copy(), adata[~first].copy()
+    >>> hb.tl.predict(slide, reference, model=model, genes=["ERBB2", "IGLL5"])
+    >>> list(hb.get.predicted_genes(slide).columns)
+    ['confidence', 'expected_pcc', 'trusted']
+    """
+    entry = adata.uns.get(key, {})
+    if "genes" not in entry:
+        found = list(adata.uns)
+        raise MissingSlotError(
+            f"no uns[{key!r}]['genes'] in the AnnData (uns holds {found}); call hibiost.tl.predict first."
+            f"{nearest(key, found)}"
+        )
+    columns = {name: entry[name] for name in ("confidence", "expected_pcc", "trusted") if name in entry}
+    table = pd.DataFrame(columns, index=pd.Index(entry["genes"], name="gene"))
+    by = "expected_pcc" if "expected_pcc" in table else "confidence"
+    return table.sort_values(by, ascending=False, kind="stable", na_position="last")
 
 
 def training(run: str | os.PathLike[str] | Trained) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .. import inputs, keys, metrics
+from .. import get, inputs, keys, metrics
 from ..errors import DataError, MissingSlotError, nearest
 from ._draw import MISSING, Section, axes_for, draw_spots, finish, sections
 
@@ -45,7 +45,8 @@ def spatial_pred(
     Measured counts are brought to the scale of the prediction: log1p, after scaling to a common library size where the
     prediction was. The title of the predicted panel carries the Pearson correlation over the spots of that slide.
     Measured and predicted each have their own colour range, shared by all slides, since predictions vary less; set
-    ``vmin`` and ``vmax`` for one common range. A gene that was not measured is drawn predicted only.
+    ``vmin`` and ``vmax`` for one common range. A gene that was not measured is drawn predicted only, with
+    the correlation that cross-validation lets expect (:func:`hibiost.get.predicted_genes`) where it is known.
 
     Parameters
     ----------
@@ -109,6 +110,7 @@ def spatial_pred(
     inputs.check_spots(adata)
     predicted = _predicted(adata, gene, use_rep)
     measured, unit = _measured(adata, gene, layer, use_rep)
+    expected = _expected(adata, gene, use_rep) if measured is None else None
     slides = sections(adata, library_id, library_key, img_key)
     drawn = np.concatenate([slide.rows for slide in slides])
     kinds = {"predicted": predicted} if measured is None else {"measured": measured, "predicted": predicted}
@@ -122,6 +124,8 @@ def spatial_pred(
         text = text if len(slides) == 1 else f"{slide.library}: {text}"
         if kind == "predicted" and measured is not None:
             text += f", {_correlation(measured[slide.rows], predicted[slide.rows])}"
+        elif expected is not None:
+            text += f", expected PCC {expected:.2f}"
         _draw_values(axes[i], slide, kinds[kind], limits[kind], cmap=cmap, unit=unit, title=text, **style)
     return finish(axes, ax, show=show, save=save)
 
@@ -154,6 +158,15 @@ def _measured(adata: AnnData, gene: str, layer: str | None, use_rep: str) -> tup
         inputs.counts(adata, layer), target_sum=float(params["target_sum"]) if normalized else None
     )
     return expression[:, [adata.var_names.get_loc(gene)]].toarray().ravel(), unit
+
+
+def _expected(adata: AnnData, gene: str, use_rep: str) -> float | None:
+    """The correlation to expect, where cross-validation told it."""
+    entry = adata.uns.get(use_rep, {})
+    if "expected_pcc" not in entry:
+        return None
+    value = get.predicted_genes(adata, key=use_rep)["expected_pcc"].get(gene, np.nan)
+    return None if np.isnan(value) else float(value)
 
 
 def _limits(values: NDArray[np.floating], vmin: float | None, vmax: float | None) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,13 +11,16 @@ import pandas as pd
 from .. import inputs, keys
 from ..errors import DataError, ModelError, nearest
 from ..settings import logger, settings
+from ._confidence import expected_pcc, mean_correlation_ratio, trust
 from ._embed import gene_embeddings, image_embeddings
 from ._resolve import new_sentences, resolve_device, resolve_model, sentence_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy import sparse
 
     from ..model import HibioModel
+    from ..model.confidence import Fit
 
 METHODS = ("retrieval",)
 TARGETS = ("raw", "normalized")
@@ -32,6 +36,9 @@ def predict(
     genes: Sequence[str] | None = None,
     target: Literal["raw", "normalized"] = "raw",
     top_k: int = 100,
+    weighting: Literal["similarity", "softmax", "uniform", "inverse_distance"] = "similarity",
+    calibrate: bool = True,
+    min_pcc: float = 0.2,
     layer: str | None = None,
     batch_size: int = 64,
     library_key: str = keys.LIBRARY,
@@ -45,7 +52,14 @@ def predict(
     weighted by similarity (HiBio-ST, section 4 and C.2.3). ``adata`` needs no expression of its own.
 
     Embeddings that are already there are used if they come from the same weights; those that are not are computed, and
-    neither they nor anything else is written to ``reference``.
+    neither they nor anything else is written to ``reference``. The search is exact and takes little memory: a reference
+    of a million spots fits on a laptop.
+
+    How far each gene can be trusted is written beside the prediction, see :func:`hibiost.get.predicted_genes`:
+    ``confidence`` tells how far the neighbours of each spot agree, ``expected_pcc`` how well slides of the reference
+    are predicted from the rest of it. The latter needs a reference whose images are embedded by the same model
+    (``hb.tl.embed(reference, model=model)``) and two slides; patients are left out as a whole where ``obs["patient"]``
+    tells several. A model that was trained on these slides has seen them: on other slides expect less.
 
     Parameters
     ----------
@@ -64,6 +78,14 @@ def predict(
         total, free of differences in library size.
     top_k
         Reference spots averaged.
+    weighting
+        Weights of the reference spots that are averaged. With the cosine similarity s and d^2 = 2 - 2 s they are
+        proportional to: ``"similarity"``: max(s, 0), the paper's; ``"softmax"``: exp(s x the model's learned scale);
+        ``"uniform"``: 1 (BLEEP); ``"inverse_distance"``: 1 / d^2 (mclSTExp).
+    calibrate
+        Whether to compute ``expected_pcc``, on at most 20 slides of the reference and 1,000 spots of each.
+    min_pcc
+        The ``expected_pcc`` from which a gene is trusted.
     layer
         Layer of ``reference`` that holds raw counts; ``X`` where not given.
     batch_size
@@ -84,14 +106,26 @@ def predict(
     ``obsm["predicted_expression"]``
         DataFrame, float32, n_obs x n_genes: log1p expression, columns named by gene.
     ``uns["predicted_expression"]``
-        ``fingerprint`` of the weights, and ``params``, with ``target`` and, for normalised counts, ``target_sum``.
+        ``fingerprint`` of the weights, and ``params``, with ``target`` and, for normalised counts, ``target_sum``;
+        ``genes``, and for each gene
+
+        ``confidence``: share of the variance of the neighbours' expression that lies between spots, 0 to 1, the mean
+        over slides (correlation ratio: V / (V + W) with the variance V of the prediction over spots, and the mean W
+        over spots of the weighted variance among the neighbours). NaN where all neighbours are equal.
+
+        ``expected_pcc``: mean correlation over slides of the reference that are predicted from the others; NaN where
+        the gene is constant on all. Only where it could be computed; so is
+
+        ``trusted``: bool, whether ``expected_pcc`` reaches ``min_pcc`` and exceeds three standard deviations of what
+        permuted spots would give.
 
     Raises
     ------
     ModelError
         No model, or embeddings made with other weights.
     DataError
-        Counts that are none, unknown genes, ``top_k`` below 1, or no gene shared with the model.
+        Counts that are none, unknown genes, ``top_k`` below 1, ``min_pcc`` that is no correlation, or no gene shared
+        with the model.
 
     Examples
     --------
@@ -102,11 +136,13 @@ def predict(
     >>> hb.tl.predict(slide, reference, model=model, genes=["ERBB2", "IGLL5"])
     >>> list(slide.obsm["predicted_expression"].columns)
     ['ERBB2', 'IGLL5']
+    >>> list(hb.get.predicted_genes(slide).columns)
+    ['confidence']
     """
-    from ..model.retrieval import retrieved_mean
+    from ..model.retrieval import mixed, neighbours
 
     inputs.check_spots(adata)
-    _check_options(method, target, top_k)
+    _check_options(method, target, weighting, top_k, min_pcc)
     device = resolve_device(device)
     counts = inputs.counts(reference, layer)
     genes = _genes(reference, genes)
@@ -118,23 +154,45 @@ def predict(
     columns = reference.var_names.get_indexer(genes)
     expression = inputs.log_expression(counts, target_sum=target_sum)[:, columns]
     k = min(top_k, reference.n_obs)
-    predicted = retrieved_mean(images, sentences, expression, k=k, device=device)
+    scale = source.scale if weighting == "softmax" else 1.0
+    find = partial(neighbours, weighting=weighting, scale=scale, device=device)
+    weights = find(images, sentences, k=k)
+    predicted = mixed(weights, expression)
+    agreement = mean_correlation_ratio(inputs.libraries(adata, library_key), weights, expression, predicted)
+    trusted = {}
+    if calibrate and (known := _stored_images(source, reference)) is not None:
+        fit = _without_held_out(find, known, sentences, expression, k)
+        trusted = trust(expected_pcc(reference, expression, fit, library_key=library_key), min_pcc)
 
     adata = adata.copy() if copy else adata
     adata.obsm[key_added] = pd.DataFrame(predicted, index=adata.obs_names, columns=genes)
-    params = {"method": method, "target": target, "target_sum": target_sum, "top_k": k, "layer": layer}
-    inputs.record(adata, key_added, fingerprint=source.fingerprint, params=params)
+    params = {
+        "method": method,
+        "target": target,
+        "target_sum": target_sum,
+        "top_k": k,
+        "weighting": weighting,
+        "scale": scale if weighting == "softmax" else None,
+        "min_pcc": min_pcc if trusted else None,
+        "layer": layer,
+    }
+    quality = {"genes": np.array(genes, dtype=object), "confidence": agreement, **trusted}
+    inputs.record(adata, key_added, fingerprint=source.fingerprint, params=params, **quality)
     logger.info("predicted %d genes of %d spots from %d reference spots", len(genes), adata.n_obs, reference.n_obs)
     return adata if copy else None
 
 
-def _check_options(method: str, target: str, top_k: int) -> None:
-    if method not in METHODS:
-        raise DataError(f"method is {method!r}; expected one of {list(METHODS)}.{nearest(method, METHODS)}")
-    if target not in TARGETS:
-        raise DataError(f"target is {target!r}; expected one of {list(TARGETS)}.{nearest(target, TARGETS)}")
+def _check_options(method: str, target: str, weighting: str, top_k: int, min_pcc: float) -> None:
+    from ..model.retrieval import WEIGHTINGS
+
+    choices = {"method": (method, METHODS), "target": (target, TARGETS), "weighting": (weighting, WEIGHTINGS)}
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise DataError(f"{name} is {value!r}; expected one of {list(known)}.{nearest(value, known)}")
     if top_k < 1:
         raise DataError(f"top_k is {top_k}; expected 1 or more.")
+    if not -1 <= min_pcc <= 1:
+        raise DataError(f"min_pcc is {min_pcc}; expected a correlation, -1 to 1.")
 
 
 def _genes(reference: AnnData, genes: Sequence[str] | None) -> list[str]:
@@ -148,6 +206,33 @@ def _genes(reference: AnnData, genes: Sequence[str] | None) -> list[str]:
             f"{nearest(unknown[0], reference.var_names)}"
         )
     return genes
+
+
+def _stored_images(source: _Embeddings, reference: AnnData) -> np.ndarray | None:
+    found = source.stored(reference, "image")
+    if found is None and keys.SPATIAL in reference.uns:
+        logger.info(
+            "no expected_pcc: the images of the reference are not embedded by this model; "
+            "call hb.tl.embed(reference, model=model) first."
+        )
+    return found
+
+
+def _without_held_out(
+    find: Callable[..., sparse.csr_matrix],
+    images: np.ndarray,
+    sentences: np.ndarray,
+    expression: sparse.csr_matrix,
+    k: int,
+) -> Fit:
+    """Retrieval from a part of the reference."""
+    from ..model.retrieval import mixed
+
+    def fit(training: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        bank, values = sentences[training], expression[training]
+        return lambda rows: mixed(find(images[rows], bank, k=min(k, len(training))), values)
+
+    return fit
 
 
 class _Embeddings:
@@ -180,13 +265,28 @@ class _Embeddings:
             self.fingerprint = found
         return self._model
 
+    @property
+    def scale(self) -> float:
+        """The learned factor on similarities."""
+        return float(self.model.scale.detach())
+
+    def stored(self, adata: AnnData, side: str) -> np.ndarray | None:
+        """Embeddings in the AnnData; ``None`` where there are none of these weights."""
+        key = f"{keys.EMBED}_{side}"
+        found = adata.uns.get(keys.EMBED, {}).get("fingerprint")
+        if key not in adata.obsm or found is None or found != self.fingerprint:
+            return None
+        return np.asarray(inputs.representation(adata, key, "hb.tl.embed(adata)"), dtype=np.float32)
+
     def of(self, adata: AnnData, side: str, layer: str | None = None) -> np.ndarray:
+        """Embeddings of the images or the sentences: those stored, else computed."""
+        found = self.stored(adata, side)
+        return self._computed(adata, side, layer) if found is None else found
+
+    def _computed(self, adata: AnnData, side: str, layer: str | None) -> np.ndarray:
         from ..train import Recipe
 
-        key = f"{keys.EMBED}_{side}"
-        stored = adata.uns.get(keys.EMBED, {}).get("fingerprint")
-        if key in adata.obsm and stored is not None and stored == self.fingerprint:
-            return np.asarray(adata.obsm[key], dtype=np.float32)
+        self._check_at_hand(adata)
         options: dict[str, Any] = {"batch_size": self._batch_size, "library_key": self._library_key}
         if side == "image":
             return image_embeddings(adata, self.model, **options)
@@ -203,3 +303,16 @@ class _Embeddings:
                 library_key=self._library_key,
             )
         return gene_embeddings(adata, self.model, sentences, **options)
+
+    def _check_at_hand(self, adata: AnnData) -> None:
+        """Refuse embeddings of two models, of which neither is there to make them anew."""
+        try:
+            self.model  # noqa: B018 - loads it
+        except ModelError as error:
+            other = adata.uns.get(keys.EMBED, {}).get("fingerprint")
+            if other is None or self.fingerprint in (None, other):
+                raise
+            raise ModelError(
+                f"the spots were embedded with weights {self.fingerprint}, the reference with {other}: they cannot be "
+                f"compared, and there is no model to embed the reference anew. {error}"
+            ) from error
