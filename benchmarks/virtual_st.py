@@ -2,8 +2,9 @@
 
 ``python benchmarks/virtual_st.py MODEL [FOLDER]``. MODEL is trained on her2st C2-C5 (``hibiost demo`` leaves one in
 ``hibiost-demo/model``). C6 is read as a bare image, spots are placed on its tissue, and what is predicted there is
-compared, at the grid spot nearest to each measured one, with the counts of C6, which nothing before has seen. Scores
-come out as Markdown, maps go to FOLDER.
+compared, at the grid spot nearest to each measured one, with the counts of C6, which nothing before has seen. So is
+what was said of each gene beforehand: its confidence, the correlation to expect, and whether it is to be trusted.
+Scores come out as Markdown, maps go to FOLDER.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import hibiost as hb
 
 REFERENCE, SECTION = ["C2", "C3", "C4", "C5"], "C6"
 GENES = ["ERBB2", "IGLL5", "MGP", "KRT19"]
+MIN_COUNTS = 50
 
 
 def virtual(measured: ad.AnnData) -> ad.AnnData:
@@ -53,7 +55,7 @@ def score(measured: ad.AnnData, slide: ad.AnnData, reference: ad.AnnData, model:
     _, nearest = KDTree(slide.obsm["spatial"]).query(measured.obsm["spatial"])
     known, at_grid, at_spots = (colours(adata) for adata in (reference, slide, measured))
     hb.pp.tfidf_sentences(reference, vocabulary=model.vocabulary)
-    for adata, modality in ((reference, "gene"), (slide, "image"), (measured, "image")):
+    for adata, modality in ((reference, "auto"), (slide, "image"), (measured, "image")):
         hb.tl.embed(adata, model=model, modality=modality)
     rows = []
     for target in ("raw", "normalized"):
@@ -69,6 +71,31 @@ def score(measured: ad.AnnData, slide: ad.AnnData, reference: ad.AnnData, model:
             for where, predicted in {"nearest grid spot": grid[nearest], "measured spot": spots}.items():
                 pcc = np.nanmean(hb.metrics.pcc(truth, predicted))
                 rows.append({"target": target, "method": f"{name}, {where}", "PCC": pcc})
+    return pd.DataFrame(rows)
+
+
+def trust(measured: ad.AnnData, slide: ad.AnnData, reference: ad.AnnData, model: hb.model.HibioModel) -> pd.DataFrame:
+    """Rank correlation of what was said of each gene with its PCC on the grid, and PCC of trusted and other genes."""
+    _, nearest = KDTree(slide.obsm["spatial"]).query(measured.obsm["spatial"])
+    counts = np.asarray(reference.X.sum(axis=0)).ravel()
+    shared = [gene for gene in reference.var_names[counts >= MIN_COUNTS] if gene in measured.var_names]
+    rows = []
+    for target in ("raw", "normalized"):
+        hb.tl.predict(slide, reference, model=model, target=target)
+        target_sum = slide.uns["predicted_expression"]["params"].get("target_sum")
+        truth = log_counts(measured, shared, target_sum)
+        pcc = hb.metrics.pcc(truth, slide.obsm["predicted_expression"][shared].to_numpy()[nearest])
+        table = hb.get.predicted_genes(slide).loc[shared].assign(pcc=pcc)
+        table["mean in the reference"] = log_counts(reference, shared, target_sum).mean(axis=0)
+        variable = hb.benchmark.variable_genes(reference, reference.n_vars, target_sum=target_sum)
+        variable = [gene for gene in variable if gene in table.index][:300]
+        for name, part in {"300 of highest variance": table.loc[variable], f"{MIN_COUNTS} counts": table}.items():
+            part = part.dropna()
+            ranks = part.drop(columns="trusted").corr("spearman")["pcc"].drop("pcc").add_prefix("rho, ")
+            groups = part.groupby("trusted")["pcc"]
+            means = {f"PCC, {'trusted' if is_so else 'others'}": values.mean() for is_so, values in groups}
+            scores = {"genes": len(part), "trusted": int(part["trusted"].sum()), "PCC": part["pcc"].mean(), **means}
+            rows.append({"target": target, "of": name, "expected": part["expected_pcc"].mean(), **scores, **ranks})
     return pd.DataFrame(rows)
 
 
@@ -97,4 +124,5 @@ if __name__ == "__main__":
         f"{slide.n_obs} grid spots, {measured.n_obs} measured spots, {np.median(distance) * mpp:.0f} um to the nearest"
     )
     print(scores.pivot_table("PCC", "method", "target", sort=False)[["raw", "normalized"]].round(3).to_markdown())
+    print("\n" + trust(measured, slide, reference, model).round(3).T.to_markdown())
     draw(measured, slide, Path(sys.argv[2] if len(sys.argv) > 2 else "virtual_st"))

@@ -57,6 +57,41 @@ def test_n_genes(adata: AnnData) -> None:
         hb.get.sentences(adata, n_genes=0)
 
 
+# -- predicted genes --------------------------------------------------------------------------------------------------
+
+
+def predicted(**columns: list[float] | list[bool]) -> AnnData:
+    adata = AnnData(np.zeros((2, 0), dtype=np.float32))
+    arrays = {name: np.array(values) for name, values in columns.items()}
+    adata.uns["predicted_expression"] = {"genes": np.array(["ACTB", "ERBB2", "MGP"]), "params": {}, **arrays}
+    return adata
+
+
+def test_predicted_genes_most_trusted_first() -> None:
+    table = hb.get.predicted_genes(
+        predicted(confidence=[0.5, 0.1, 0.3], expected_pcc=[np.nan, 0.4, 0.1], trusted=[False, True, False])
+    )
+    assert table.index.tolist() == ["ERBB2", "MGP", "ACTB"]
+    assert table.index.name == "gene"
+    assert table.columns.tolist() == ["confidence", "expected_pcc", "trusted"]
+    assert table["trusted"].tolist() == [True, False, False]
+
+
+def test_predicted_genes_of_what_was_computed() -> None:
+    table = hb.get.predicted_genes(predicted(confidence=[0.5, 0.1, 0.3]))
+    assert table["confidence"].to_dict() == {"ACTB": 0.5, "MGP": 0.3, "ERBB2": 0.1}
+    assert table.columns.tolist() == ["confidence"]
+    regression = hb.get.predicted_genes(predicted(expected_pcc=[0.2, 0.3, 0.1], trusted=[True, True, False]))
+    assert regression.index.tolist() == ["ERBB2", "ACTB", "MGP"]
+
+
+def test_predicted_genes_missing(adata: AnnData) -> None:
+    with pytest.raises(MissingSlotError, match=r"no uns\['predicted_expression'\].*hibiost.tl.predict"):
+        hb.get.predicted_genes(adata)
+    with pytest.raises(MissingSlotError, match="Did you mean 'predicted_expression'"):
+        hb.get.predicted_genes(predicted(), key="predicted_expresion")
+
+
 # -- training --------------------------------------------------------------------------------------------------------
 
 LINES = [

@@ -13,7 +13,7 @@ from .. import metrics
 Fit: TypeAlias = Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]
 """From the rows to learn from to what predicts for other rows: dense, n_rows x n_genes."""
 
-MAX_SLIDES, MAX_SPOTS, MIN_SPOTS = 20, 1000, 10
+MAX_SLIDES, MAX_SPOTS, MIN_SPOTS = 20, 500, 10
 """Slides held out at most, spots predicted of each at most, and spots a slide needs."""
 _ENTRIES = 1 << 22
 """Dense values, or rows of a sparse matrix, in float64 at a time."""
@@ -84,7 +84,7 @@ def cross_validate(
 ) -> Calibration | None:
     """Correlation of each gene on slides that are predicted from the other groups.
 
-    At most 20 slides are held out, evenly chosen, and of each at most 1,000 spots, evenly chosen; slides of fewer than
+    At most 20 slides are held out, evenly chosen, and of each at most 500 spots, evenly chosen; slides of fewer than
     10 spots only teach. Genes that are constant in a slide are left out there; a constant prediction of one that
     varies counts as 0. Memory is the predictions of one slide, and what ``fit`` takes.
 

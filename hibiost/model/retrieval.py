@@ -56,7 +56,8 @@ def _search(queries: Tensor, bank: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
     values = queries.new_empty((len(queries), 0))
     rows = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start in range(0, len(bank), _BANK):
-        block = queries @ torch.tensor(bank[start : start + _BANK], device=queries.device).T
+        part = torch.from_numpy(np.require(bank[start : start + _BANK], requirements="W"))
+        block = queries @ part.to(queries.device).T
         columns = _best_columns(block, k)
         values = torch.cat([values, block.gather(1, columns)], dim=1)
         values, order = values.sort(dim=1, descending=True, stable=True)

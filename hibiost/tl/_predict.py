@@ -83,7 +83,7 @@ def predict(
         proportional to: ``"similarity"``: max(s, 0), the paper's; ``"softmax"``: exp(s x the model's learned scale);
         ``"uniform"``: 1 (BLEEP); ``"inverse_distance"``: 1 / d^2 (mclSTExp).
     calibrate
-        Whether to compute ``expected_pcc``, on at most 20 slides of the reference and 1,000 spots of each.
+        Whether to compute ``expected_pcc``, on at most 20 slides of the reference and 500 spots of each.
     min_pcc
         The ``expected_pcc`` from which a gene is trusted.
     layer

@@ -79,6 +79,19 @@ def test_gene_that_was_not_measured_is_drawn_predicted_only(adata):
     assert [ax.get_title() for ax in panels(figure)] == ["C2: ERBB2 predicted", "C3: ERBB2 predicted"]
 
 
+def test_what_was_not_measured_carries_the_pcc_to_expect(adata):
+    slide = adata[:, ["GAPDH"]].copy()
+    slide.X = None
+    known = {"genes": np.array(["ERBB2", "IGLL5"]), "expected_pcc": np.array([0.414, np.nan])}
+    slide.uns["predicted_expression"] = {"params": {}, **known, "trusted": np.array([True, False])}
+    figure = pl.spatial_pred(slide, gene="ERBB2", library_id="C2")
+    assert [ax.get_title() for ax in panels(figure)] == ["ERBB2 predicted, expected PCC 0.41"]
+    figure = pl.spatial_pred(slide, gene="IGLL5", library_id="C2")
+    assert [ax.get_title() for ax in panels(figure)] == ["IGLL5 predicted"]
+    measured = pl.spatial_pred(adata, gene="ERBB2", library_id="C2")
+    assert "expected" not in panels(measured)[1].get_title()
+
+
 def test_undefined_pcc_and_missing_predictions(adata):
     table = adata.obsm["predicted_expression"].copy()
     table.loc[rows_of(adata, "C2"), "ERBB2"] = 1.0
