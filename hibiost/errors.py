@@ -5,7 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["DataError", "DownloadError", "HibiostError", "ImageError", "MissingSlotError", "ModelError", "RunError"]
+__all__ = [
+    "DataError",
+    "DownloadError",
+    "HibiostError",
+    "ImageError",
+    "MissingSlotError",
+    "ModelError",
+    "RunError",
+    "WeightsUnavailableError",
+]
 
 
 class HibiostError(Exception):
@@ -33,6 +42,10 @@ class DownloadError(HibiostError, OSError):
 
 class ModelError(HibiostError, ValueError):
     """A model that is absent, unreadable or does not fit the data."""
+
+
+class WeightsUnavailableError(ModelError):
+    """Weights that are not on this machine and cannot be had now; the message tells where they are."""
 
 
 class RunError(HibiostError, RuntimeError):

@@ -2,6 +2,18 @@
 
 from .config import ModelConfig, presets
 from .encoders import ImageEncoder, encoders, image_encoder
+from .features import FeatureEncoder, feature_encoder
 from .hibio import HibioModel, load, untrained
 
-__all__ = ["HibioModel", "ImageEncoder", "ModelConfig", "encoders", "image_encoder", "load", "presets", "untrained"]
+__all__ = [
+    "FeatureEncoder",
+    "HibioModel",
+    "ImageEncoder",
+    "ModelConfig",
+    "encoders",
+    "feature_encoder",
+    "image_encoder",
+    "load",
+    "presets",
+    "untrained",
+]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, nearest
+from ..errors import ModelError, WeightsUnavailableError, nearest
 from ..genes import Vocabulary
 from ..settings import logger
 from .config import ModelConfig, presets
@@ -53,6 +53,11 @@ class ImageEncoder:
         Licence of the weights, as far as it is known.
     source
         Where the weights come from.
+    crop
+        Share of the resized image's side that is left when its centre is cropped to the input size, as in evaluation
+        with these weights; training takes whole patches.
+    interpolation
+        How images are resized then, ``"bicubic"`` or ``"bilinear"``.
     """
 
     name: str
@@ -60,6 +65,8 @@ class ImageEncoder:
     weights: Path
     licence: str
     source: str
+    crop: float = 1.0
+    interpolation: str = "bicubic"
 
     def start(self, model: HibioModel) -> dict[str, str]:
         """Lay the weights into the image tower of a model.
@@ -99,15 +106,20 @@ class ImageEncoder:
     def check(self) -> None:
         """Refuse weights that cannot be read or are not those of ``config``; names and shapes alone are compared."""
         with torch.device("meta"):
-            model = HibioModel(self.config, Vocabulary(("A",), np.ones(1, int), np.ones(1, int)))
-        self._fitting(model.visual.trunk if isinstance(model.visual, TimmTower) else model.visual)
+            self._fitting(self.tower())
+
+    def tower(self) -> nn.Module:
+        """The image tower with random weights; of a timm model, without the projection."""
+        visual = HibioModel(self.config, Vocabulary(("A",), np.ones(1, int), np.ones(1, int))).visual
+        return visual.trunk if isinstance(visual, TimmTower) else visual
 
     def _fitting(self, tower: nn.Module) -> dict[str, Tensor]:
         return fitting(tower, read_weights(self.weights), name=self.name, source=str(self.weights))
 
 
 @cache
-def _known() -> dict[str, dict[str, Any]]:
+def entries() -> dict[str, dict[str, Any]]:
+    """Everything in ``encoders.json``."""
     table: dict[str, dict[str, Any]] = json.loads((resources.files(__package__) / "encoders.json").read_text())
     return table
 
@@ -128,7 +140,7 @@ def encoders() -> dict[str, dict[str, Any]]:
     'CC-BY-NC-ND-4.0'
     """
     told = ("hub", "licence", "gated", "image_size", "mpp")
-    return {name: {key: entry[key] for key in told} for name, entry in _known().items()}
+    return {name: {key: entry[key] for key in told} for name, entry in entries().items()}
 
 
 def image_encoder(
@@ -164,7 +176,9 @@ def image_encoder(
     Raises
     ------
     ModelError
-        An unknown name; a file that is absent; no network or no access, with the way to get the file.
+        An unknown name; a file that is absent.
+    WeightsUnavailableError
+        No network or no access, with the way to get the file.
 
     Examples
     --------
@@ -178,7 +192,9 @@ def image_encoder(
     >>> encoder.source
     'local file'
     """
-    encoder = _resolved(name, ModelConfig.preset(gene_tower), weights)
+    encoder = resolved(name, ModelConfig.preset(gene_tower), weights)
+    if note := entries().get(encoder.name, {}).get("note"):
+        logger.info("of %s, hibiost takes %s", encoder.name, note)
     encoder.check()
     return encoder
 
@@ -189,12 +205,13 @@ def as_encoder(given: str | ModelConfig | ImageEncoder) -> ImageEncoder | None:
         return given
     if not isinstance(given, str) or given in presets():
         return None
-    return image_encoder(given) if ":" in given or given.casefold() in _known() else None
+    return image_encoder(given) if ":" in given or given.casefold() in entries() else None
 
 
-def _resolved(name: str, base: ModelConfig, weights: str | os.PathLike[str] | None) -> ImageEncoder:
+def resolved(name: str, base: ModelConfig, weights: str | os.PathLike[str] | None) -> ImageEncoder:
+    """The encoder of a name, its weights found but not read."""
     given = None if weights is None else _local(Path(weights))
-    known = _known()
+    known = entries()
     if name.casefold() in known:
         return _from_table(name.casefold(), base, given)
     scheme, colon, rest = name.partition(":")
@@ -215,18 +232,17 @@ def _resolved(name: str, base: ModelConfig, weights: str | os.PathLike[str] | No
 
 
 def _from_table(name: str, base: ModelConfig, given: Path | None) -> ImageEncoder:
-    entry = _known()[name]
+    entry = entries()[name]
     common = {"size": entry["image_size"], **{name: entry[name] for name in ("mpp", "mean", "std")}}
     if "timm" in entry:
         config = _timm_config(base, entry["timm"], entry["args"], **common)
     else:
         config = _open_clip_config(base, _architecture(entry["open_clip"]), **common)
-    if entry.get("note"):
-        logger.info("of %s, hibiost takes %s", name, entry["note"])
     hub, file = entry["hub"], entry["file"]
     path = given or _fetch(hub, (str(Path(file).with_suffix(".safetensors")), "model.safetensors", file))
     source = "local file" if given else f"huggingface.co/{hub}"
-    return ImageEncoder(name, config, path, entry["licence"], source)
+    resize = {key: entry[key] for key in ("crop", "interpolation") if key in entry}
+    return ImageEncoder(name, config, path, entry["licence"], source, **resize)
 
 
 def _from_timm(name: str, base: ModelConfig, given: Path | None) -> ImageEncoder:
@@ -245,13 +261,14 @@ def _from_timm(name: str, base: ModelConfig, given: Path | None) -> ImageEncoder
     architecture = name.partition(".")[0]
     config = _timm_config(base, architecture, {}, **_preprocessing(cfg))
     if given is not None:
-        return ImageEncoder(f"timm:{name}", config, given, _LOCAL_LICENCE, "local file")
+        return ImageEncoder(f"timm:{name}", config, given, _LOCAL_LICENCE, "local file", **_resizing(cfg))
     hub = cfg.get("hf_hub_id")
     if not hub:
         raise ModelError(f"timm has no weights for {name!r} on the hub; give a local file by weights=.")
     file = cfg.get("hf_hub_filename")
     path = _fetch(hub, (file,) if file else _FILES)
-    return ImageEncoder(f"timm:{name}", config, path, _licence(cfg.get("license"), hub), f"huggingface.co/{hub}")
+    licence = _licence(cfg.get("license"), hub)
+    return ImageEncoder(f"timm:{name}", config, path, licence, f"huggingface.co/{hub}", **_resizing(cfg))
 
 
 def _from_open_clip(name: str, base: ModelConfig, given: Path | None) -> ImageEncoder:
@@ -308,6 +325,7 @@ def _from_description(
     licence = _LOCAL_LICENCE if hub is None else _licence(None, hub)
     if "architecture" in ours:
         cfg = ours.get("pretrained_cfg", ours)
+        resize = _resizing(cfg)
         args = ours.get("model_args", {})
         config = _timm_config(base, ours["architecture"], args, **_preprocessing(cfg))
         licence = cfg.get("license") or licence
@@ -315,6 +333,7 @@ def _from_description(
         import open_clip
 
         cfg = theirs.get("preprocess_cfg", {})
+        resize = {"interpolation": cfg.get("interpolation", "bicubic")}
         config = _open_clip_config(
             base,
             theirs["model_cfg"],
@@ -327,7 +346,8 @@ def _from_description(
             f"(open_clip_config.json); it has {sorted(contents)}. For a CLIP of transformers, name its architecture: "
             "hb.model.image_encoder('open_clip:ViT-B-32-quickgelu', weights=...)."
         )
-    return ImageEncoder(name, config, weights, licence, "local folder" if hub is None else f"huggingface.co/{hub}")
+    source = "local folder" if hub is None else f"huggingface.co/{hub}"
+    return ImageEncoder(name, config, weights, licence, source, **resize)
 
 
 # -- configurations --------------------------------------------------------------------------------------------------
@@ -348,6 +368,17 @@ def _preprocessing(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "size": int(cfg.get("input_size", default.input_size)[-1]),
         "mean": cfg.get("mean", default.mean),
         "std": cfg.get("std", default.std),
+    }
+
+
+def _resizing(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Crop and interpolation of timm's ``pretrained_cfg``; what it leaves out is timm's default."""
+    from timm.models import PretrainedCfg
+
+    default = PretrainedCfg()
+    return {
+        "crop": float(cfg.get("crop_pct") or default.crop_pct),
+        "interpolation": cfg.get("interpolation", default.interpolation),
     }
 
 
@@ -463,27 +494,28 @@ def _fetch(hub: str, files: Sequence[str], revision: str | None = None, *, optio
         try:
             return Path(huggingface_hub.hf_hub_download(hub, file, revision=revision))
         except errors.LocalEntryNotFoundError as error:  # no network; one of its kind is the next
-            raise ModelError(_offline(hub, files)) from error
+            raise WeightsUnavailableError(_offline(hub, files)) from error
         except errors.EntryNotFoundError:
             continue
         except errors.RevisionNotFoundError as error:
             raise ModelError(f"huggingface.co/{hub} has no revision {revision!r}.") from error
         except errors.RepositoryNotFoundError as error:  # gated ones are of this kind
-            raise ModelError(_no_access(hub)) from error
+            raise WeightsUnavailableError(_no_access(hub)) from error
         except OSError as error:
-            raise ModelError(_offline(hub, files)) from error
+            raise WeightsUnavailableError(_offline(hub, files)) from error
     if optional:
         return None
     raise ModelError(f"huggingface.co/{hub} has none of {list(files)}; download its weights and give them by weights=.")
 
 
 def _offline(hub: str, files: Sequence[str]) -> str:
-    gated = any(entry["hub"] == hub and entry["gated"] for entry in _known().values())
-    ask = f"ask for access there, since it is gated, then {_DOWNLOAD}" if gated else _DOWNLOAD
+    entry = next((entry for entry in entries().values() if entry["hub"] == hub), None)
+    ask = f"ask for access there, since it is gated, then {_DOWNLOAD}" if entry and entry["gated"] else _DOWNLOAD
+    licence = f" Licence: {entry['licence']}." if entry else ""
     return (
         f"the weights of {hub} are not on this machine, and huggingface.co cannot be reached. Where there is network: "
         f"open huggingface.co/{hub}, {ask.format(hub=hub, file=files[-1])}; bring the file here and give it by "
-        "hb.model.image_encoder(..., weights='path/to/the/file')."
+        f"weights='path/to/the/file'.{licence}"
     )
 
 

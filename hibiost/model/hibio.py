@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from .attention import with_causal_attention
 from .config import ModelConfig
 from .tokens import END, PAD, SentenceTokenizer, trimmed
 from .towers import TimmTower, projection
+from .weights import fingerprint
 
 FORMAT_VERSION = 1
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -180,11 +180,7 @@ class HibioModel(nn.Module):
 
     def fingerprint(self) -> str:
         """A short hash of the weights: embeddings can be compared only where it is the same."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.state_dict())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model to a folder: ``model.safetensors`` and ``config.json``.

@@ -111,6 +111,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(tensors: Mapping[str, Tensor], *more: str) -> str:
+    """A short hash of weights, and of what else is to be told apart."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for text in more:
+        digest.update(text.encode())
+    return digest.hexdigest()[:16]
+
+
 def fitting(tower: nn.Module, tensors: Mapping[str, Tensor], *, name: str, source: str) -> dict[str, Tensor]:
     """The weights of a tower, under its own names: all of them, or a refusal.
 

@@ -7,14 +7,14 @@ import numpy as np
 
 from .. import inputs, keys
 from .._ranks import ALONE, Ranks
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..settings import logger, settings
-from ._resolve import resolve_device, resolve_model, sentence_rows, together
+from ._resolve import resolve_device, resolve_images, sentence_rows, together
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ..model import HibioModel
+    from ..model import FeatureEncoder, HibioModel
 
 MODALITIES = ("auto", "image", "gene")
 SAME_SCALE = 1.25
@@ -25,7 +25,7 @@ SAME_SCALE = 1.25
 def embed(
     adata: AnnData,
     *,
-    model: str | os.PathLike[str] | HibioModel | None = None,
+    model: str | os.PathLike[str] | HibioModel | FeatureEncoder | None = None,
     modality: Literal["auto", "image", "gene"] = "auto",
     batch_size: int = 64,
     library_key: str = keys.LIBRARY,
@@ -45,9 +45,11 @@ def embed(
         Spots with ``obsm["spatial"]`` and, for the images, ``uns["spatial"]``; with sentences of
         :func:`hibiost.pp.tfidf_sentences` for the gene side.
     model
-        A model, or the folder of one; by default the one named in ``hibiost.settings.model``.
+        A model, or the folder of one; by default the one named in ``hibiost.settings.model``. Or the encoder of another
+        package, see :func:`hibiost.model.feature_encoder`: its features are written as they are, not normalised.
     modality
-        ``"image"`` or ``"gene"`` embeds that side only; ``"auto"`` embeds images, and sentences where there are any.
+        ``"image"`` or ``"gene"`` embeds that side only; ``"auto"`` embeds images, and sentences where there are any
+        and the model reads them.
     batch_size
         Spots embedded at a time.
     library_key
@@ -64,7 +66,7 @@ def embed(
     ``None``, or the changed copy. Written are
 
     ``obsm["X_hibiost_image"]``
-        float32, n_obs x dim, l2-normalised.
+        float32, n_obs x dim, l2-normalised; features of another encoder are not.
     ``obsm["X_hibiost_gene"]``
         float32, n_obs x dim, l2-normalised; only where there are sentences.
     ``uns["X_hibiost"]``
@@ -73,7 +75,7 @@ def embed(
     Raises
     ------
     ModelError
-        No model is given or found.
+        No model is given or found, or one that reads no sentences where they are to be embedded.
     DataError
         No spots, spots outside their image, a pixel size that is needed but not known, or no gene shared with the
         model.
@@ -92,27 +94,31 @@ def embed(
     >>> adata.obsm["X_hibiost_image"].shape
     (100, 128)
     """
+    from ..model import FeatureEncoder, HibioModel
+
     inputs.check_spots(adata)
     if modality not in MODALITIES:
         raise DataError(f"modality is {modality!r}; expected one of {list(MODALITIES)}.")
     device = resolve_device(device)
     model = settings.model if model is None else model
+    if modality == "gene" and isinstance(model, FeatureEncoder):
+        raise ModelError(f"{model.name} reads images only; expected modality='image', or a model of hb.tl.pretrain.")
     found: dict[str, np.ndarray] = {}
     with together(device) as ranks:
-        resolved = resolve_model(model, device)
+        resolved = resolve_images(model, device)
         options: Any = {"batch_size": batch_size, "library_key": library_key, "ranks": ranks}
         if modality != "gene":
             found["image"] = image_embeddings(adata, resolved, **options)
         if modality == "gene":
             inputs.slot(adata, "obsm", keys.SENTENCE, "hb.pp.tfidf_sentences(adata)")
-        if modality != "image" and keys.SENTENCE in adata.obsm:
+        if modality != "image" and isinstance(resolved, HibioModel) and keys.SENTENCE in adata.obsm:
             found["gene"] = gene_embeddings(adata, resolved, sentence_rows(adata, resolved.vocabulary), **options)
     adata = adata.copy() if copy else adata
     _drop_other_weights(adata, key_added, resolved.fingerprint())
     for name, values in found.items():
         adata.obsm[f"{key_added}_{name}"] = values
     params = {
-        "model": str(os.path.abspath(model)) if isinstance(model, str | os.PathLike) else None,
+        "model": str(os.path.abspath(model)) if isinstance(model, str | os.PathLike) else getattr(model, "name", None),
         "modality": modality,
         "library_key": library_key,
     }
@@ -132,7 +138,7 @@ def _drop_other_weights(adata: AnnData, key: str, fingerprint: str) -> None:
 
 
 def image_embeddings(
-    adata: AnnData, model: HibioModel, *, batch_size: int, library_key: str, ranks: Ranks = ALONE
+    adata: AnnData, model: HibioModel | FeatureEncoder, *, batch_size: int, library_key: str, ranks: Ranks = ALONE
 ) -> np.ndarray:
     """Embeddings of the patches, float32, n_obs x dim; the processes share the slides."""
     from tqdm.auto import tqdm
@@ -161,7 +167,7 @@ def _of_all(out: np.ndarray, own: list[np.ndarray], ranks: Ranks) -> np.ndarray:
     return out
 
 
-def _warn_of_other_scales(slides: list[inputs.Slide], model: HibioModel) -> None:
+def _warn_of_other_scales(slides: list[inputs.Slide], model: HibioModel | FeatureEncoder) -> None:
     trained = model.training_info.get("mpp")
     if model.config.mpp is not None or trained is None:
         return
@@ -169,7 +175,7 @@ def _warn_of_other_scales(slides: list[inputs.Slide], model: HibioModel) -> None
         if slide.mpp is not None and not 1 / SAME_SCALE < slide.mpp / trained < SAME_SCALE:
             logger.warning(
                 "slide %r has %.3g micrometres per pixel, the model was trained at %.3g: patches of %d px show another "
-                "width of tissue; train with hb.tl.pretrain(..., mpp=) to embed slides of any resolution.",
+                "width of tissue; mpp= of hb.tl.pretrain or hb.model.feature_encoder makes them alike on all slides.",
                 slide.library_id, slide.mpp, trained, model.config.patch_size,
             )  # fmt: skip
 

@@ -19,7 +19,7 @@ from ..settings import settings
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ..model import HibioModel
+    from ..model import FeatureEncoder, HibioModel
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -59,6 +59,15 @@ def resolve_model(model: str | os.PathLike[str] | HibioModel | None, device: str
             "pass model=..., or set it once: hb.settings.model = 'hibiost-demo/model' (environment: HIBIOST_MODEL)."
         )
     return load(chosen, device=device)
+
+
+def resolve_images(
+    model: str | os.PathLike[str] | HibioModel | FeatureEncoder | None, device: str
+) -> HibioModel | FeatureEncoder:
+    """The model, or the encoder of another package, on the device."""
+    from ..model import FeatureEncoder
+
+    return model.to(device) if isinstance(model, FeatureEncoder) else resolve_model(model, device)
 
 
 def sentence_rows(adata: AnnData, vocabulary: Vocabulary) -> np.ndarray:
