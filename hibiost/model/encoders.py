@@ -510,11 +510,12 @@ def _fetch(hub: str, files: Sequence[str], revision: str | None = None, *, optio
 
 def _offline(hub: str, files: Sequence[str]) -> str:
     entry = next((entry for entry in entries().values() if entry["hub"] == hub), None)
-    ask = f"ask for access there, since it is gated, then {_DOWNLOAD}" if entry and entry["gated"] else _DOWNLOAD
+    download = f"download it, for example by 'hf download {hub}{' ' + files[-1] if entry else ''}'"
+    ask = f"ask for access there, since it is gated, then {download}" if entry and entry["gated"] else download
     licence = f" Licence: {entry['licence']}." if entry else ""
     return (
         f"the weights of {hub} are not on this machine, and huggingface.co cannot be reached. Where there is network: "
-        f"open huggingface.co/{hub}, {ask.format(hub=hub, file=files[-1])}; bring the file here and give it by "
+        f"open huggingface.co/{hub}, {ask}; bring the file here and give it by "
         f"weights='path/to/the/file'.{licence}"
     )
 
@@ -525,6 +526,3 @@ def _no_access(hub: str) -> str:
         f"huggingface.co/{hub}, accept its terms, make a token at huggingface.co/settings/tokens, and give it to "
         "'hf auth login' or the environment variable HF_TOKEN."
     )
-
-
-_DOWNLOAD = "download it, for example by 'hf download {hub} {file}'"
