@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import huggingface_hub
@@ -13,13 +15,15 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants, errors
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 import hibiost as hb
-from hibiost.errors import ModelError
-from hibiost.model import HibioModel, ImageEncoder, image_encoder, load
-from hibiost.model.encoders import as_encoder
+from hibiost import inputs
+from hibiost.errors import ModelError, WeightsUnavailableError
+from hibiost.model import FeatureEncoder, HibioModel, ImageEncoder, feature_encoder, image_encoder, load
+from hibiost.model.encoders import as_encoder, entries
 from hibiost.model.weights import read_weights
 
 VIT = {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 2, "init_values": 1e-2}
@@ -367,7 +371,8 @@ def test_a_known_encoder_by_its_name_on_the_hub(tmp_path, monkeypatch, caplog):
     [
         (
             "uni",
-            r"MahmoodLab/UNI are not on this machine.*ask for access there, since it is gated.*hf download .*weights=",
+            r"MahmoodLab/UNI are not on this machine.*ask for access there, since it is gated.*hf download .*weights=.*"
+            r"Licence: CC-BY-NC-ND-4\.0",
         ),
         ("plip", r"vinid/plip are not on this machine(?!.*gated).*'hf download vinid/plip pytorch_model\.bin'"),
         ("timm:resnet10t", r"timm/resnet10t\.c3_in1k are not on this machine.*weights="),
@@ -375,8 +380,9 @@ def test_a_known_encoder_by_its_name_on_the_hub(tmp_path, monkeypatch, caplog):
     ],
 )
 def test_without_network_it_tells_how_to_bring_the_file(name, message, hub):
-    with pytest.raises(ModelError, match=message):
-        image_encoder(name)
+    for make in (image_encoder, feature_encoder):
+        with pytest.raises(WeightsUnavailableError, match=message):
+            make(name)
 
 
 @pytest.mark.parametrize("error", [errors.GatedRepoError, errors.RepositoryNotFoundError])
@@ -385,7 +391,9 @@ def test_without_access_it_tells_how_to_get_it(error, hub, monkeypatch):
         raise error("refused", response=Mock(headers={}, status_code=403))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(ModelError, match=r"no access to huggingface\.co/MahmoodLab/UNI.*accept its terms.*HF_TOKEN"):
+    with pytest.raises(
+        WeightsUnavailableError, match=r"no access to huggingface\.co/MahmoodLab/UNI.*accept its terms.*HF_TOKEN"
+    ):
         image_encoder("uni")
 
 
@@ -588,3 +596,272 @@ def test_an_argument_that_timm_does_not_know(vocabulary, tmp_path):
     vision = {**config.vision_cfg, "timm_args": {"depht": 3}}
     with pytest.raises(TypeError, match="depht"):
         HibioModel(replace(config, vision_cfg=vision), vocabulary)
+
+
+# -- frozen, as they are ---------------------------------------------------------------------------------------------
+
+
+def some_patches(size, n=2):
+    """Patches with smooth structure, as tissue has."""
+    coarse = np.random.default_rng(3).integers(0, 256, (n, 7, 7, 3), dtype=np.uint8)
+    return np.repeat(np.repeat(coarse, size // 7, axis=1), size // 7, axis=2)
+
+
+@torch.inference_mode()
+def expected_features(source, patches, transform):
+    return source(torch.stack([transform(Image.fromarray(patch)) for patch in patches])).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet10t", {}),
+        ("resnet18.tv_in1k", {"crop_pct": 0.875, "interpolation": "bilinear"}),
+        ("mobilenetv3_small_050", {"crop_pct": 0.875, "interpolation": "bicubic"}),
+    ],
+)
+@pytest.mark.parametrize("size", [224, 308])
+def test_features_of_timm_are_those_of_its_evaluation(name, options, size, tmp_path):
+    """Reference: timm's own transform, on images of PIL, and its model without the classifier."""
+    source = timm.create_model(name).eval()
+    path = saved(source, tmp_path / "w.safetensors")
+    encoder = feature_encoder(f"timm:{name}", path, patch_size=size)
+    source.reset_classifier(0)
+    config = {**timm.data.resolve_data_config({}, model=source), **options}
+    patches = some_patches(size)
+    wanted = expected_features(source, patches, timm.data.create_transform(**config))
+    features = encoder.embed_images(patches)
+    assert features.dtype == np.float32
+    assert features.shape == (2, encoder.embed_dim) == wanted.shape
+    assert np.abs(features - wanted).max() < 0.02 * np.abs(wanted[0] - wanted[1]).max()
+    assert (encoder.patch_size, encoder.mpp, encoder.source) == (size, None, "local file")
+
+
+def test_features_of_a_model_saved_for_the_hub(tmp_path):
+    """A folder is a name; crop and interpolation are in its config.json."""
+    source = vit(num_classes=0)
+    source.pretrained_cfg |= {"crop_pct": 0.8, "interpolation": "bilinear", "license": "cc-by-4.0"}
+    save_for_hf(source, tmp_path / "small", model_args=VIT)
+    encoder = feature_encoder(tmp_path / "small", patch_size=70)
+    config = timm.data.resolve_data_config({"img_size": 64}, model=source)
+    assert (config["crop_pct"], config["interpolation"], encoder.licence) == (0.8, "bilinear", "cc-by-4.0")
+    wanted = expected_features(source, some_patches(70), timm.data.create_transform(**config))
+    difference = np.abs(encoder.embed_images(some_patches(70)) - wanted).max()
+    assert difference < 0.02 * np.abs(wanted[0] - wanted[1]).max()
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+def test_features_of_a_clip_are_its_image_embeddings(kind, clip, tmp_path):
+    source = clip(kind)
+    path = saved(source, tmp_path / "w.safetensors")
+    encoder = feature_encoder(f"open_clip:small-{kind}", path, patch_size=70)
+    size = CLIPS[kind]["vision_cfg"]["image_size"]
+    transform = open_clip.image_transform(size, is_train=False)
+    wanted = expected_features(partial(source.encode_image, normalize=False), some_patches(70), transform)
+    difference = np.abs(encoder.embed_images(some_patches(70)) - wanted).max()
+    assert difference < 0.02 * np.abs(wanted[0] - wanted[1]).max()
+    assert encoder.output == "image embedding of the CLIP, with its projection"
+
+
+@pytest.fixture
+def small_entry(monkeypatch):
+    """A pathology encoder of the registry, made small."""
+
+    def shrink(name, **values):
+        monkeypatch.setitem(entries(), name, {**entries()[name], "timm": "vit_tiny_patch16_224", "args": VIT, **values})
+
+    return shrink
+
+
+@torch.inference_mode()
+def test_conch_is_pooled_by_attention_before_its_projection(small_entry, tmp_path):
+    """Reference: attention written out, head by head, on weights under CONCH's names."""
+    small_entry("conch", image_size=64)
+    trunk, width, n_heads = vit(num_classes=0), 512, 8
+    pooler = open_clip.transformer.AttentionalPooler(width, 24, n_head=n_heads, n_queries=1)
+    norm = torch.nn.LayerNorm(width)
+    torch.nn.init.normal_(norm.weight)
+    parts = {"trunk": trunk, "attn_pool_contrast": pooler, "ln_contrast": norm, "attn_pool_caption": pooler}
+    state = {
+        f"visual.{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()
+    }
+    state |= {
+        "visual.proj_contrast": torch.ones(width, width),
+        "text.proj": torch.ones(2),
+        "logit_scale": torch.ones(()),
+    }
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    encoder = feature_encoder("conch", tmp_path, patch_size=64)
+    assert (encoder.embed_dim, encoder.licence) == (width, "CC-BY-NC-ND-4.0")
+    assert "proj_contrast=False" in encoder.output
+
+    patches = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(entries()["conch"][key]).view(3, 1, 1) for key in ("mean", "std"))
+    tokens = pooler.ln_k(trunk.forward_features((patches / 255 - mean) / std))
+    attention, weight_bias = pooler.attn, pooler.attn.in_proj_bias.split(width)
+    query = pooler.ln_q(pooler.query) @ attention.q_proj_weight.T + weight_bias[0]
+    key, value = (
+        tokens @ attention.k_proj_weight.T + weight_bias[1],
+        tokens @ attention.v_proj_weight.T + weight_bias[2],
+    )
+    heads = []
+    for q, k, v in zip(query.chunk(n_heads, -1), key.chunk(n_heads, -1), value.chunk(n_heads, -1), strict=True):
+        heads.append(torch.softmax(q @ k.transpose(1, 2) / (width // n_heads) ** 0.5, dim=-1) @ v)
+    wanted = norm(attention.out_proj(torch.cat(heads, dim=-1))[:, 0]).numpy()
+    np.testing.assert_allclose(encoder.embed_images(patches.permute(0, 2, 3, 1).byte().numpy()), wanted, atol=1e-4)
+
+    del state["visual.ln_contrast.bias"]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"1 of \d+ are missing, such as 'ln_contrast\.bias'"):
+        feature_encoder("conch", tmp_path)
+
+
+@torch.inference_mode()
+def test_virchow_gives_class_token_and_mean_without_register_tokens(small_entry, tmp_path):
+    small_entry("virchow2", image_size=64, args={**VIT, "reg_tokens": 4})
+    source = vit(num_classes=0, reg_tokens=4)
+    encoder = feature_encoder("virchow2", saved(source, tmp_path / "w.safetensors"), patch_size=64)
+    patches = some_patches(70)[:, :64, :64]
+    mean, std = (torch.tensor(entries()["virchow2"][key]).view(3, 1, 1) for key in ("mean", "std"))
+    tokens = source.forward_features((torch.tensor(patches).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
+    assert tokens.shape == (2, 1 + 4 + 16, 24)
+    wanted = np.concatenate([tokens[:, 0], tokens[:, 5:].mean(axis=1)], axis=1)
+    np.testing.assert_allclose(encoder.embed_images(patches), wanted, atol=1e-5)
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    return feature_encoder("timm:resnet10t", saved(timm.create_model("resnet10t"), tmp_path / "w.safetensors"))
+
+
+def test_features_stand_beside_embeddings(encoder, tmp_path):
+    adata = hb.datasets.tissue(12)
+    hb.pp.tfidf_sentences(adata)
+    hb.tl.embed(adata, model=encoder, key_added="X_uni")
+    assert set(adata.obsm) >= {"X_uni_image"}
+    assert "X_uni_gene" not in adata.obsm
+    features = adata.obsm["X_uni_image"]
+    assert (features.shape, features.dtype) == ((12, 512), np.float32)
+    (rows, patches), *_ = inputs.numbered_patches(inputs.slides(adata, "library_id"), size=224)
+    np.testing.assert_allclose(features[rows], encoder.embed_images(patches), rtol=1e-4, atol=1e-5)
+    assert adata.uns["X_uni"]["fingerprint"] == encoder.fingerprint()
+    assert adata.uns["X_uni"]["params"]["model"] == "timm:resnet10t"
+    hb.tl.cluster(adata, n_clusters=2, use_rep="X_uni_image", n_init=2)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(ModelError, match="timm:resnet10t reads images only"):
+        hb.tl.embed(adata, model=encoder, modality="gene")
+
+
+def test_fingerprints_tell_weights_and_preprocessing_apart(encoder, tmp_path):
+    path = tmp_path / "w.safetensors"
+    assert feature_encoder("timm:resnet10t", path).fingerprint() == encoder.fingerprint()
+    others = [feature_encoder("timm:resnet10t", path, patch_size=200), feature_encoder("timm:resnet10t", path, mpp=0.5)]
+    saved(timm.create_model("resnet10t"), path)
+    others.append(feature_encoder("timm:resnet10t", path))
+    assert len({one.fingerprint() for one in [encoder, *others]}) == 4
+
+
+def test_features_at_another_scale_than_that_of_training_are_told(small_entry, tmp_path, caplog):
+    small_entry("uni", image_size=64)
+    path = saved(vit(num_classes=0), tmp_path / "w.safetensors")
+    adata = hb.datasets.tissue(12)
+    adata.uns["spatial"]["tissue_0"]["metadata"]["mpp"] = 2.0
+    with caplog.at_level("WARNING", logger="hibiost"):
+        hb.tl.embed(adata, model=feature_encoder("uni", path, patch_size=64), key_added="X_uni")
+    assert "2 micrometres per pixel, the model was trained at 0.5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_name"),
+    [
+        ("densenet121", r"timm/densenet121\.tv_in1k"),
+        ("ResNet50", r"timm/resnet50\.tv_in1k"),
+        ("openclip", "laion/CLIP-ViT-B-16-laion2B"),
+        ("stpath", "prov-gigapath/prov-gigapath"),
+    ],
+)
+def test_names_of_the_paper_are_never_random_weights(name, hub_name, hub):
+    with pytest.raises(WeightsUnavailableError, match=rf"the weights of {hub_name}.* are not on this machine"):
+        feature_encoder(name)
+
+
+def test_what_cannot_be_an_encoder():
+    with pytest.raises(WeightsUnavailableError, match=r"umpire are not public: the authors give them at request"):
+        feature_encoder("umpire")
+    with pytest.raises(ModelError, match=r"no image encoder 'densnet121'.*'zoo:NAME'.*Did you mean 'densenet121'"):
+        feature_encoder("densnet121")
+
+
+# -- the zoo ---------------------------------------------------------------------------------------------------------
+
+
+class Stub:
+    """What lazyslide-models' classes offer."""
+
+    license, hf_url, is_gated = "MIT", "https://huggingface.co/someone/stub", True
+
+    def __init__(self, model_path=None, token=None):
+        if model_path is None:
+            raise OSError("no network")
+        self.model = torch.nn.Linear(3, 5)
+
+    def get_transform(self):
+        return lambda image: torch.tensor(np.asarray(image), dtype=torch.float32).permute(2, 0, 1) / 255
+
+    def encode_image(self, pixels):
+        return self.model(pixels.mean(dim=(2, 3)))
+
+
+class Tokens(Stub):
+    def encode_image(self, pixels):
+        return pixels
+
+
+class Needy(Stub):
+    def __init__(self, model_path=None, token=None):
+        raise ImportError("install conch")
+
+
+@pytest.fixture
+def zoo(monkeypatch):
+    registry = {"stub": Stub, "tokens": Tokens, "needy": Needy, "segmentation": object}
+    monkeypatch.setitem(sys.modules, "lazyslide_models", SimpleNamespace(MODEL_REGISTRY=registry))
+
+
+def test_an_encoder_of_the_zoo(zoo):
+    encoder = feature_encoder("zoo:stub", "weights.pt", patch_size=70)
+    assert isinstance(encoder, FeatureEncoder)
+    assert (encoder.name, encoder.licence, encoder.embed_dim) == ("zoo:stub", "MIT", 5)
+    assert encoder.source == "https://huggingface.co/someone/stub"
+    patches = some_patches(70)
+    model = encoder._tower.model
+    wanted = patches.mean(axis=(1, 2)) / 255 @ model.weight.numpy().T + model.bias.numpy()
+    np.testing.assert_allclose(encoder.embed_images(patches), wanted, rtol=1e-4, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert len(encoder.fingerprint()) == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("stub", WeightsUnavailableError, r"They are at https://.*/stub; access has to be asked for.*licence: MIT"),
+        ("needy", ModelError, "'zoo:needy' needs another package: install conch"),
+        ("stubb", ModelError, r"no image encoder 'stubb'; it has \['needy', 'stub', 'tokens'\].*Did you mean 'stub'"),
+        ("segmentation", ModelError, "no image encoder 'segmentation'"),
+    ],
+)
+def test_what_the_zoo_cannot_give(zoo, name, error, message):
+    with pytest.raises(error, match=message) as raised:
+        feature_encoder(f"zoo:{name}")
+    assert type(raised.value) is error
+
+
+def test_features_that_are_no_vectors(zoo):
+    with pytest.raises(ModelError, match=r"features of shape \(3, 70, 70\) for a patch; expected a vector"):
+        feature_encoder("zoo:tokens", "weights.pt", patch_size=70)
+
+
+def test_without_the_zoo(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lazyslide_models", None)
+    with pytest.raises(ModelError, match=r"pip install 'hibiost\[zoo\]'"):
+        feature_encoder("zoo:uni")
