@@ -15,7 +15,7 @@ import pandas as pd
 from . import keys
 from .errors import DataError, MissingSlotError, RunError, nearest
 
-__all__ = ["predicted_genes", "sentences", "training"]
+__all__ = ["predicted_genes", "retrieved", "sentences", "training"]
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,12 +74,7 @@ def sentences(adata: AnnData, *, n_genes: int | None = None, key: str = keys.SEN
     if n_genes is not None and n_genes < 1:
         raise DataError(f"n_genes is {n_genes}; expected at least 1, or None for whole sentences.")
     for attribute in ("obsm", "uns"):
-        found = list(getattr(adata, attribute))
-        if key not in found:
-            raise MissingSlotError(
-                f"no {attribute}[{key!r}] in the AnnData (there: {found}); "
-                f"call hibiost.pp.tfidf_sentences first.{nearest(key, found)}"
-            )
+        _check_slot(adata, attribute, key, "hibiost.pp.tfidf_sentences")
     table = np.asarray(adata.obsm[key])[:, :n_genes]
     words = np.asarray(adata.uns[key]["genes"], dtype=object)[table]
     lines = [sep.join(row[kept]) for row, kept in zip(words, table >= 0, strict=True)]
@@ -134,6 +129,98 @@ def predicted_genes(adata: AnnData, *, key: str = keys.PREDICTED) -> pd.DataFram
     table = pd.DataFrame(columns, index=pd.Index(entry["genes"], name="gene"))
     by = "expected_pcc" if "expected_pcc" in table else "confidence"
     return table.sort_values(by, ascending=False, kind="stable", na_position="last")
+
+
+def retrieved(
+    adata: AnnData,
+    spot: str,
+    *,
+    reference: AnnData | None = None,
+    n_genes: int | None = 10,
+    key: str = keys.RETRIEVED,
+) -> pd.DataFrame:
+    """The best matches of one spot, as :func:`hibiost.tl.retrieve` found them.
+
+    Parameters
+    ----------
+    adata
+        AnnData on which :func:`hibiost.tl.retrieve` was called; it may have been cut since.
+    spot
+        Name of the spot, as in ``adata.obs_names``.
+    reference
+        The reference that was searched, for the sentences of the matches. Where ``adata`` was searched itself, it is
+        taken.
+    n_genes
+        Genes shown of each sentence; ``None`` for all.
+    key
+        The ``key_added`` of that call.
+
+    Returns
+    -------
+    A DataFrame, best match first, with the rank from 1 as index; columns ``spot`` and ``library_id`` in the reference,
+    ``similarity``, ``row`` in the reference, and ``sentence`` where the reference is there and has sentences (NaN for a
+    match that it no longer holds).
+
+    Raises
+    ------
+    MissingSlotError
+        Nothing was retrieved.
+    DataError
+        There is no such spot, or another reference than the one that was searched.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> adata = hb.datasets.tissue(100)
+    >>> model = hb.tl.pretrain(adata, image_encoder="ResNet-10", recipe={"epochs": 1, "batch_size": 32})
+    >>> hb.pp.tfidf_sentences(adata, vocabulary=model.vocabulary)
+    >>> hb.tl.retrieve(adata, model=model, top_k=3)
+    >>> hb.get.retrieved(adata, adata.obs_names[0]).columns.to_list()
+    ['spot', 'library_id', 'similarity', 'row', 'sentence']
+    """
+    for attribute, name in (("obsm", key), ("obsm", f"{key}_similarity"), ("uns", key)):
+        _check_slot(adata, attribute, name, "hibiost.tl.retrieve")
+    if spot not in adata.obs_names:
+        raise DataError(f"no spot {spot!r} in adata.obs_names.{nearest(spot, adata.obs_names)}")
+    at = adata.obs_names.get_loc(spot)
+    record = adata.uns[key]
+    rows = np.asarray(adata.obsm[key])[at]
+    place = np.searchsorted(record["rows"], rows)
+    table = pd.DataFrame(
+        {
+            "spot": np.asarray(record["obs_names"], dtype=object)[place],
+            "library_id": np.asarray(record["libraries"], dtype=object)[place],
+            "similarity": np.asarray(adata.obsm[f"{key}_similarity"])[at],
+            "row": rows,
+        },
+        index=pd.RangeIndex(1, len(rows) + 1, name="rank"),
+    )
+    bank = adata if reference is None and record["params"]["own"] else reference
+    if reference is not None:
+        _check_searched(reference, record)
+    if bank is not None and keys.SENTENCE in bank.obsm:
+        matches = bank[bank.obs_names.isin(table["spot"])]
+        table["sentence"] = table["spot"].map(sentences(matches, n_genes=n_genes))
+    return table
+
+
+def _check_searched(reference: AnnData, record: Mapping[str, Any]) -> None:
+    """Refuse a reference that holds other spots where matches were found."""
+    rows = np.asarray(record["rows"])
+    names = np.asarray(record["obs_names"], dtype=object)
+    if reference.n_obs <= rows.max() or (reference.obs_names[rows] != names).any():
+        raise DataError(
+            f"the reference has {reference.n_obs} spots and is not the one that was searched, with "
+            f"{record['params']['n_reference']} spots such as {names[0]!r} in row {rows[0]}; pass that one."
+        )
+
+
+def _check_slot(adata: AnnData, attribute: str, key: str, call: str) -> None:
+    found = list(getattr(adata, attribute))
+    if key not in found:
+        raise MissingSlotError(
+            f"no {attribute}[{key!r}] in the AnnData (there: {found}); call {call} first.{nearest(key, found)}"
+        )
 
 
 def training(run: str | os.PathLike[str] | Trained) -> pd.DataFrame:

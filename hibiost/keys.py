@@ -39,6 +39,13 @@ CLUSTER = "cluster"
 PREDICTED = "predicted_expression"
 """``obsm``: predicted log1p expression, a DataFrame; ``uns``: its parameters."""
 
+KEYWORDS = "rank_keywords"
+"""``uns``: keyword genes of each group, as scanpy ranks genes; with the suffix ``_pathways``, pathways."""
+RETRIEVED = "retrieved"
+"""``obsm``: rows of the best matches in a reference; with ``_similarity``, their cosines; ``uns``: whose rows."""
+SCORE = "pathway_score"
+"""``obsm``: how much each spot's image looks like a signature, a DataFrame; ``uns``: genes and parameters."""
+
 TISSUE_MASK = "tissue_mask"
 """``uns``: where each slide shows tissue, at the resolution of a thumbnail, and parameters."""
 

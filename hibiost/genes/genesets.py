@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ class GeneSets(Mapping[str, tuple[str, ...]]):
         if min_genes < 1:
             raise DataError(f"min_genes is {min_genes}; expected at least 1: a set without genes overlaps nothing.")
         names = [str(gene) for gene in genes]
-        columns = self._columns(names)
+        columns = self.columns(names)
         kept, members = [], []
         for name, of_set in self.items():
             hits = sorted(columns[gene] for gene in of_set if gene in columns)
@@ -140,8 +140,19 @@ class GeneSets(Mapping[str, tuple[str, ...]]):
         ones = np.ones(indptr[-1], dtype=np.float32)
         return kept, sparse.csr_matrix((ones, np.concatenate(members), indptr), shape=(len(kept), len(names)))
 
-    def _columns(self, names: list[str]) -> dict[str, int]:
-        """The place among ``names`` of each gene of the sets."""
+    def columns(self, names: Sequence[str]) -> dict[str, int]:
+        """The place among ``names`` of each gene of the sets, by its own name or by an alias, as in :meth:`membership`.
+
+        Parameters
+        ----------
+        names
+            Gene names, each once.
+
+        Raises
+        ------
+        DataError
+            No gene is shared; says what either side looks like.
+        """
         known = self.genes
         columns = {name: at for at, name in enumerate(names) if name in known}
         for at, name in enumerate(names):

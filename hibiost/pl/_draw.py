@@ -141,6 +141,38 @@ def draw_spots(
     return spots
 
 
+def value_limits(values: NDArray[np.floating], vmin: float | None, vmax: float | None) -> tuple[float, float]:
+    """Ends of a colour range: those given, else the 1st and 99th percentile."""
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return 0.0, 1.0
+    low, high = np.percentile(finite, [1, 99])
+    if low == high:
+        low, high = finite.min(), finite.max()
+    low, high = low if vmin is None else vmin, high if vmax is None else vmax
+    return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def draw_values(
+    ax: Axes,
+    slide: Section,
+    values: NDArray[np.floating],
+    limits: tuple[float, float],
+    *,
+    cmap: str,
+    unit: str,
+    **drawing: Any,
+) -> None:
+    """Draw the spots in the colours of their values, grey where there is none, with a colour bar."""
+    import matplotlib
+
+    colors = matplotlib.colormaps[cmap].with_extremes(bad=MISSING)
+    array = np.ma.masked_invalid(values[slide.rows])
+    spots = draw_spots(ax, slide, array=array, cmap=colors, clim=limits, **drawing)
+    bar = ax.figure.colorbar(spots, cax=ax.inset_axes((1.02, 0.2, 0.035, 0.6)), label=unit)
+    bar.outline.set_visible(False)
+
+
 def hex_colors(palette: str | Sequence[str] | None, n: int, things: str) -> list[str]:
     """``n`` hexadecimal colours: the first of a list, those of a matplotlib colormap, or by default scanpy's."""
     from matplotlib.colors import to_hex

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import get, inputs, keys, metrics
 from ..errors import DataError, MissingSlotError, nearest
-from ._draw import MISSING, Section, axes_for, draw_spots, finish, sections
+from ._draw import axes_for, draw_values, finish, sections, value_limits
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -114,7 +114,7 @@ def spatial_pred(
     slides = sections(adata, library_id, library_key, img_key)
     drawn = np.concatenate([slide.rows for slide in slides])
     kinds = {"predicted": predicted} if measured is None else {"measured": measured, "predicted": predicted}
-    limits = {kind: _limits(values[drawn], vmin, vmax) for kind, values in kinds.items()}
+    limits = {kind: value_limits(values[drawn], vmin, vmax) for kind, values in kinds.items()}
 
     style = {"size": size, "alpha": alpha, "alpha_img": alpha_img}
     panels = [slide for slide in slides for _ in kinds]
@@ -126,7 +126,7 @@ def spatial_pred(
             text += f", {_correlation(measured[slide.rows], predicted[slide.rows])}"
         elif expected is not None:
             text += f", expected PCC {expected:.2f}"
-        _draw_values(axes[i], slide, kinds[kind], limits[kind], cmap=cmap, unit=unit, title=text, **style)
+        draw_values(axes[i], slide, kinds[kind], limits[kind], cmap=cmap, unit=unit, title=text, **style)
     return finish(axes, ax, show=show, save=save)
 
 
@@ -169,37 +169,7 @@ def _expected(adata: AnnData, gene: str, use_rep: str) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _limits(values: NDArray[np.floating], vmin: float | None, vmax: float | None) -> tuple[float, float]:
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return 0.0, 1.0
-    low, high = np.percentile(finite, [1, 99])
-    if low == high:
-        low, high = finite.min(), finite.max()
-    low, high = low if vmin is None else vmin, high if vmax is None else vmax
-    return float(low), float(high) if high > low else float(low) + 1.0
-
-
 def _correlation(measured: NDArray[np.floating], predicted: NDArray[np.floating]) -> str:
     known = np.isfinite(predicted)
     value = metrics.pcc(measured[known], predicted[known])[0] if known.any() else np.nan
     return "PCC undefined" if np.isnan(value) else f"PCC {value:.2f}"
-
-
-def _draw_values(
-    ax: Axes,
-    slide: Section,
-    values: NDArray[np.floating],
-    limits: tuple[float, float],
-    *,
-    cmap: str,
-    unit: str,
-    **drawing: Any,
-) -> None:
-    import matplotlib
-
-    colors = matplotlib.colormaps[cmap].with_extremes(bad=MISSING)
-    array = np.ma.masked_invalid(values[slide.rows])
-    spots = draw_spots(ax, slide, array=array, cmap=colors, clim=limits, **drawing)
-    bar = ax.figure.colorbar(spots, cax=ax.inset_axes((1.02, 0.2, 0.035, 0.6)), label=unit)
-    bar.outline.set_visible(False)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -130,7 +129,7 @@ def cluster(
     names = [str(i) for i in range(max(choice.n_clusters for choice in found.values()))]
     adata.obs[f"{key_added}_raw"] = pd.Categorical.from_codes(raw, names)
     adata.obs[key_added] = pd.Categorical.from_codes(smooth, names)
-    given = int(n_clusters) if isinstance(n_clusters, Integral) else None
+    given = int(n_clusters) if isinstance(n_clusters, int | np.integer) else None
     params = {"n_clusters": given, "use_rep": use_rep, "together": together, "n_neighbors": n_neighbors}
     params |= {"n_init": n_init, "max_iter": max_iter, "library_key": library_key, "rng": random_state}
     inputs.record(adata, key_added, **(_table(found, candidates) if given is None else {}), params=params)
@@ -178,7 +177,7 @@ def _numbers(n_clusters: int | Iterable[int] | str) -> list[int]:
         if n_clusters != "auto":
             raise DataError(f"n_clusters is {n_clusters!r}; expected 'auto', a number, several, or one for each slide.")
         return list(AUTO)
-    return [int(n_clusters)] if isinstance(n_clusters, Integral) else sorted(set(map(int, n_clusters)))
+    return [int(n_clusters)] if isinstance(n_clusters, int | np.integer) else sorted(set(map(int, n_clusters)))
 
 
 def _of_slides(n_clusters: Mapping[str, int], groups: Mapping[str, NDArray[np.intp]]) -> dict[str, int]:

@@ -46,13 +46,19 @@ def model(_sections, tiny):
     return hb.tl.pretrain(_only(_sections, ["tissue_0", "tissue_1"]), image_encoder=tiny)
 
 
-@pytest.fixture
-def embedded(slide, reference, model):
-    """Held-out slide and reference with sentences and embeddings."""
-    for adata in (slide, reference):
+@pytest.fixture(scope="session")
+def _embedded(_sections, model):
+    parts = _only(_sections, ["tissue_2"]), _only(_sections, ["tissue_0", "tissue_1"])
+    for adata in parts:
         hb.pp.tfidf_sentences(adata, n_genes=40, vocabulary=model.vocabulary)
         hb.tl.embed(adata, model=model)
-    return slide, reference
+    return parts
+
+
+@pytest.fixture
+def embedded(_embedded):
+    """Held-out slide and reference with sentences and embeddings."""
+    return tuple(adata.copy() for adata in _embedded)
 
 
 @pytest.fixture
