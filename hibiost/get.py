@@ -171,12 +171,15 @@ def retrieved(
     Examples
     --------
     >>> import hibiost as hb
-    >>> adata = hb.datasets.tissue(100)
-    >>> model = hb.tl.pretrain(adata, image_encoder="ResNet-10", recipe={"epochs": 1, "batch_size": 32})
-    >>> hb.pp.tfidf_sentences(adata, vocabulary=model.vocabulary)
-    >>> hb.tl.retrieve(adata, model=model, top_k=3)
-    >>> hb.get.retrieved(adata, adata.obs_names[0]).columns.to_list()
-    ['spot', 'library_id', 'similarity', 'row', 'sentence']
+    >>> import numpy as np
+    >>> slide = hb.datasets.tissue(100)
+    >>> slide.obsm["retrieved"] = np.tile([7, 2], (100, 1))
+    >>> slide.obsm["retrieved_similarity"] = np.tile([0.9, 0.8], (100, 1))
+    >>> slide.uns["retrieved"] = {  # by hb.tl.retrieve
+    ...     "rows": [2, 7], "obs_names": ["b", "g"], "libraries": ["C2", "C3"], "params": {"own": False}
+    ... }
+    >>> hb.get.retrieved(slide, slide.obs_names[0])[["spot", "library_id"]].to_numpy().tolist()
+    [['g', 'C3'], ['b', 'C2']]
     """
     for attribute, name in (("obsm", key), ("obsm", f"{key}_similarity"), ("uns", key)):
         _check_slot(adata, attribute, name, "hibiost.tl.retrieve")

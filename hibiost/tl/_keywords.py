@@ -82,9 +82,8 @@ def rank_keywords(
     >>> adata = hb.datasets.tissue(n_spots=100)
     >>> hb.pp.tfidf_sentences(adata, n_genes=20)
     >>> hb.tl.rank_keywords(adata, "region_truth")
-    >>> table = sc.get.rank_genes_groups_df(adata, group="tumour", key="rank_keywords")
-    >>> "ERBB2" in table["names"].head(10).to_list()
-    True
+    >>> sc.get.rank_genes_groups_df(adata, group="adipose", key="rank_keywords")["names"].head(3).to_list()
+    ['ADH1B', 'LPL', 'FABP4']
     """
     inputs.check_spots(adata)
     names, groups = _groups(adata, groupby)
