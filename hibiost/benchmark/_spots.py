@@ -9,6 +9,7 @@ from scipy import sparse
 
 from .. import inputs, keys, metrics
 from ..errors import DataError, ModelError
+from ..genes.variance import most_variable
 from ..model.retrieval import retrieved_mean
 from ..tl._embed import image_embeddings
 from ._floors import colour_statistics, ridge
@@ -56,15 +57,8 @@ def variable_genes(
     10
     """
     expression = inputs.log_expression(inputs.counts(adata, layer), target_sum=target_sum)
-    variances = [_variance(expression[rows]) for rows in inputs.libraries(adata, library_key).values()]
-    order = np.argsort(-np.mean(variances, axis=0), kind="stable")[:n_genes]
+    order = most_variable(expression, inputs.libraries(adata, library_key).values())[:n_genes]
     return [str(name) for name in adata.var_names[order]]
-
-
-def _variance(expression: sparse.csr_matrix) -> np.ndarray:
-    expression = expression.astype(np.float64)
-    mean = np.asarray(expression.mean(axis=0)).ravel()
-    return np.asarray(expression.multiply(expression).mean(axis=0)).ravel() - mean**2
 
 
 def spot_level(

@@ -423,23 +423,25 @@ class Verb(Protocol[P, R]):
 
 
 def takes_spatialdata(verb: Callable[P, R]) -> Verb[P, R]:
-    """Let a verb take SpatialData objects where it takes AnnData objects: as ``adata``, in a list, as ``reference``.
+    """Let a verb take SpatialData objects where it takes AnnData objects: first, in a list, as reference or validation.
 
     The verb sees :func:`as_anndata`. What it writes goes into the table; with ``copy=True``, or where it returns a new
-    AnnData, into the table of a new SpatialData that shares the other elements. A reference is only read, by its
-    counts: ``image_key`` is not for it. Signature and documentation are extended by ``table_key`` and ``image_key``.
+    AnnData, into the table of a new SpatialData that shares the other elements. A reference and a validation are only
+    read: ``image_key`` is not for them. Signature and documentation are extended by ``table_key`` and ``image_key``.
     """
     signature = inspect.signature(verb)
+    first = next(iter(signature.parameters))
 
     @functools.wraps(verb)
     def wrapper(*args: Any, table_key: str | None = None, image_key: ImageKey = None, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         arguments, views, references = bound.arguments, list[_View](), list[_View]()
-        arguments["adata"] = _resolved(arguments["adata"], views, table_key, image_key)
-        reference: Any = arguments.get("reference")
-        if is_spatialdata(reference):
-            known = table_key if table_key in reference.tables else None
-            arguments["reference"] = _resolved(reference, references, known, None)
+        arguments[first] = _resolved(arguments[first], views, table_key, image_key)
+        for name in ("reference", "validation"):
+            other: Any = arguments.get(name)
+            if is_spatialdata(other):
+                known = table_key if table_key in other.tables else None
+                arguments[name] = _resolved(other, references, known, None)
         if not views and not references and (table_key, image_key) != (None, None):
             raise DataError("table_key= and image_key= are for SpatialData objects; there is none among the arguments.")
         copy = bool(views) and arguments.pop("copy", False)

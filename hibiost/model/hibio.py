@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._files import make_folder, replacing
 from .._random import RNG, seed
 from ..errors import ModelError, nearest
 from ..genes import Vocabulary
 from .attention import with_causal_attention
 from .config import ModelConfig
+from .files import read, tensors_of, writing
 from .tokens import END, PAD, SentenceTokenizer, trimmed
-from .towers import TimmTower, projection
+from .towers import TimmTower, projection, tower_features
 from .weights import fingerprint
 
 FORMAT_VERSION = 1
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_FILES = _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _MAX_LOGIT_SCALE = math.log(100)
 _UNUSED = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
 """open_clip builds both towers or none: a small image tower, where another takes its place."""
@@ -163,6 +162,10 @@ class HibioModel(nn.Module):
         """l2-normalised image embeddings, batch x ``embed_dim``, of patches in 0–255 (batch x 3 x size x size)."""
         return F.normalize(self.visual(self.normalise(patches)).float(), dim=-1)
 
+    def encode_features(self, patches: Tensor) -> Tensor:
+        """What the image tower sees before its projection, batch x width, of patches as :meth:`encode_image` takes."""
+        return tower_features(self.visual, self.normalise(patches))
+
     def encode_genes(self, tokens: Tensor) -> Tensor:
         """l2-normalised gene-sentence embeddings, batch x ``embed_dim``, of token ids (batch x context)."""
         return F.normalize(self.text(tokens).float(), dim=-1)
@@ -172,6 +175,12 @@ class HibioModel(nn.Module):
         """Embed uint8 patches, n x size x size x 3, in one batch; returns float32, n x ``embed_dim``."""
         pixels = torch.tensor(patches, device=self.device).permute(0, 3, 1, 2)
         return self.eval().encode_image(pixels).cpu().numpy()
+
+    @torch.inference_mode()
+    def image_features(self, patches: np.ndarray) -> np.ndarray:
+        """Features before the projection, of patches as :meth:`embed_images` takes; returns float32, n x width."""
+        pixels = torch.tensor(patches, device=self.device).permute(0, 3, 1, 2)
+        return self.eval().encode_features(pixels).float().cpu().numpy()
 
     @torch.inference_mode()
     def embed_genes(self, tokens: np.ndarray) -> np.ndarray:
@@ -202,10 +211,7 @@ class HibioModel(nn.Module):
         DataError
             The folder or a file cannot be written.
         """
-        from safetensors.torch import save as to_bytes
-
         folder = Path(path)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         description = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint(),
@@ -214,12 +220,8 @@ class HibioModel(nn.Module):
             "metadata": self.tokenizer.metadata,
             "training": self.training_info,
         }
-        make_folder(folder)
-        with replacing(folder / _WEIGHTS) as part:
-            part.write_bytes(to_bytes(weights))
-        with replacing(folder / _CONFIG) as part:
-            part.write_text(json.dumps(description, indent=1), encoding="utf-8")
-        return folder
+        with writing(folder, _FILES, self.state_dict(), description):
+            return folder
 
 
 def untrained(model: HibioModel, *, rng: RNG = 0) -> HibioModel:
@@ -279,7 +281,7 @@ def load(model: str | os.PathLike[str] | HibioModel, *, device: str = "cpu") -> 
     if isinstance(model, HibioModel):
         return model.to(device).eval()
     folder = Path(model)
-    description = _description(folder)
+    description = read(folder, _FILES, version=FORMAT_VERSION, kind="model", mend="hb.tl.pretrain trains a model.")
     try:
         loaded = HibioModel(
             ModelConfig.from_dict(description["config"]),
@@ -289,7 +291,7 @@ def load(model: str | os.PathLike[str] | HibioModel, *, device: str = "cpu") -> 
         )
     except KeyError as error:
         raise ModelError(f"{folder / _CONFIG} lacks the entry {error}; save the model again.") from error
-    weights = _weights(folder / _WEIGHTS)
+    weights = tensors_of(folder / _WEIGHTS)
     expected = loaded.state_dict()
     wrong = sorted(set(weights) ^ set(expected)) or [
         name for name, tensor in weights.items() if tensor.shape != expected[name].shape
@@ -305,33 +307,3 @@ def load(model: str | os.PathLike[str] | HibioModel, *, device: str = "cpu") -> 
             f"the weights in {folder} are not those its {_CONFIG} describes; copy or save the model again."
         )
     return loaded.to(device).eval()
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    for name in (_CONFIG, _WEIGHTS):
-        if not (folder / name).is_file():
-            raise ModelError(
-                f"no model at {folder}: {name} is missing. Expected a folder written by model.save(); "
-                "hb.tl.pretrain trains a model."
-            )
-    try:
-        description = json.loads((folder / _CONFIG).read_text())
-        version = description["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / _CONFIG} is no model description ({error!r}); save the model again.") from error
-    if version != FORMAT_VERSION:
-        raise ModelError(
-            f"{folder} has model format {version!r}, this hibiost reads format {FORMAT_VERSION}; "
-            "install the hibiost version that wrote it, or a newer one."
-        )
-    return description
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path} is damaged or no safetensors file ({error}); copy or save it again.") from error

@@ -45,6 +45,17 @@ class TimmTower(nn.Module):
         self.trunk.set_grad_checkpointing(enable)
 
 
+def tower_features(tower: Any, pixels: Tensor) -> Tensor:
+    """What a timm model in an image tower makes of normalised pixels, before the projection.
+
+    Of other towers, such as those of CLIP, what they end with.
+    """
+    if not hasattr(tower, "trunk"):
+        return tower(pixels)
+    found = tower.trunk(pixels)
+    return tower.head.pool(found) if hasattr(tower.head, "pool") else found
+
+
 def projection(tower: Any) -> list[nn.Parameter]:
     """The weights with which an image tower ends; none where its features are the embeddings, as in SigLIP."""
     if hasattr(tower, "trunk"):

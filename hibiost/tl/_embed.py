@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -141,22 +142,35 @@ def image_embeddings(
     adata: AnnData, model: HibioModel | FeatureEncoder, *, batch_size: int, library_key: str, ranks: Ranks = ALONE
 ) -> np.ndarray:
     """Embeddings of the patches, float32, n_obs x dim; the processes share the slides."""
+    slides = inputs.slides(adata, library_key)
+    own = slides[ranks.rank :: ranks.size]
+    out = np.zeros((adata.n_obs, model.config.embed_dim), dtype=np.float32)
+    for rows, values in of_patches(own, model, model.embed_images, batch_size=batch_size, desc="embed images"):
+        out[rows] = values
+    return _of_all(out, [slide.rows for slide in own], ranks)
+
+
+def of_patches(
+    slides: list[inputs.Slide],
+    model: HibioModel | FeatureEncoder,
+    function: Callable[[np.ndarray], np.ndarray],
+    *,
+    batch_size: int,
+    desc: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of each batch, and what a function makes of their patches, cut as the model wants them."""
     from tqdm.auto import tqdm
 
     config = model.config
-    slides = inputs.slides(adata, library_key)
     _warn_of_other_scales(slides, model)
-    own = slides[ranks.rank :: ranks.size]
     batches = inputs.numbered_patches(
-        own, size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size
+        slides, size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size
     )
-    out = np.zeros((adata.n_obs, config.embed_dim), dtype=np.float32)
-    total = sum(len(slide.rows) for slide in own)
-    with tqdm(total=total, desc="embed images", unit="spot", disable=not settings.progress) as bar:
+    total = sum(len(slide.rows) for slide in slides)
+    with tqdm(total=total, desc=desc, unit="spot", disable=not settings.progress) as bar:
         for rows, patches in batches:
-            out[rows] = model.embed_images(patches)
+            yield rows, function(patches)
             bar.update(len(rows))
-    return _of_all(out, [slide.rows for slide in own], ranks)
 
 
 def _of_all(out: np.ndarray, own: list[np.ndarray], ranks: Ranks) -> np.ndarray:

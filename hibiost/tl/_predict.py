@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from .. import inputs, keys
 from ..errors import DataError, nearest
@@ -16,25 +17,24 @@ from ._embeddings import Embeddings
 from ._resolve import resolve_device
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from scipy import sparse
 
-    from ..model import HibioModel
+    from ..model import HibioModel, Predictor
     from ..model.confidence import Fit
 
-METHODS = ("retrieval",)
+METHODS = ("retrieval", "regression")
 TARGETS = ("raw", "normalized")
 
 
 @inputs.takes_spatialdata
 def predict(
     adata: AnnData,
-    reference: AnnData,
+    reference: AnnData | Predictor | str | os.PathLike[str],
     *,
-    method: Literal["retrieval"] = "retrieval",
+    method: Literal["retrieval", "regression"] = "retrieval",
     model: str | os.PathLike[str] | HibioModel | None = None,
     genes: Sequence[str] | None = None,
-    target: Literal["raw", "normalized"] = "raw",
+    target: Literal["raw", "normalized"] | None = None,
     top_k: int = 100,
     weighting: Literal["similarity", "softmax", "uniform", "inverse_distance"] = "similarity",
     calibrate: bool = True,
@@ -46,10 +46,10 @@ def predict(
     device: str = "auto",
     copy: bool = False,
 ) -> AnnData | None:
-    """Predict gene expression from H&E by retrieval from a reference with measured expression.
+    """Predict gene expression from H&E, by retrieval from a reference with measured expression or by regression.
 
-    The expression of the ``top_k`` reference spots whose gene sentences are most similar to a spot's image is averaged,
-    weighted by similarity (HiBio-ST, section 4 and C.2.3). ``adata`` needs no expression of its own.
+    By retrieval, the expression of the ``top_k`` reference spots whose gene sentences are most similar to a spot's
+    image is averaged, weighted by similarity (HiBio-ST, section 4 and C.2.3). ``adata`` needs no expression of its own.
 
     Embeddings that are already there are used if they come from the same weights; those that are not are computed, and
     neither they nor anything else is written to ``reference``. The search is exact and takes little memory: a reference
@@ -61,29 +61,32 @@ def predict(
     (``hb.tl.embed(reference, model=model)``) and two slides; patients are left out as a whole where ``obs["patient"]``
     tells several. A model that was trained on these slides has seen them: on other slides expect less.
 
+    By regression, a ridge on image features is fitted to the reference, see :func:`hibiost.tl.fit_predictor`; a
+    predictor that is fitted already, or the folder of one, is taken in the place of the reference.
+
     Parameters
     ----------
     adata
         Spots to predict for, with coordinates and an H&E image.
     reference
-        Spots with raw counts; needs no image.
+        Spots with raw counts; for retrieval they need no image. Or a predictor, or the folder of one.
     method
-        ``"retrieval"``.
+        ``"retrieval"`` or ``"regression"``; not read where a predictor is given.
     model
         A model, or the folder of one; by default the one ``adata`` was embedded with, else ``hibiost.settings.model``.
     genes
-        Genes to predict; all of the reference where not given (n_obs x n_genes x 4 bytes).
+        Genes to predict; all of the reference, or of the predictor, where not given (n_obs x n_genes x 4 bytes).
     target
         ``"raw"``: log1p of counts, the paper's. ``"normalized"``: log1p of counts scaled to the reference's median
-        total, free of differences in library size.
+        total, free of differences in library size. Where not given, raw, or what the predictor was fitted to.
     top_k
-        Reference spots averaged.
+        Reference spots averaged in retrieval.
     weighting
-        Weights of the reference spots that are averaged. With the cosine similarity s and d^2 = 2 - 2 s they are
+        Weights of the reference spots that retrieval averages. With the cosine similarity s and d^2 = 2 - 2 s they are
         proportional to: ``"similarity"``: max(s, 0), the paper's; ``"softmax"``: exp(s x the model's learned scale);
         ``"uniform"``: 1 (BLEEP); ``"inverse_distance"``: 1 / d^2 (mclSTExp).
     calibrate
-        Whether to compute ``expected_pcc``, on at most 20 slides of the reference and 500 spots of each.
+        Whether retrieval computes ``expected_pcc``, on at most 20 slides of the reference and 500 spots of each.
     min_pcc
         The ``expected_pcc`` from which a gene is trusted.
     layer
@@ -106,8 +109,9 @@ def predict(
     ``obsm["predicted_expression"]``
         DataFrame, float32, n_obs x n_genes: log1p expression, columns named by gene.
     ``uns["predicted_expression"]``
-        ``fingerprint`` of the weights, and ``params``, with ``target`` and, for normalised counts, ``target_sum``;
-        ``genes``, and for each gene
+        ``fingerprint`` of the model's weights, and ``params``, with ``method``, ``target`` and, for normalised counts,
+        ``target_sum``; of a regression also ``fit`` (``"ridge"`` or ``"finetune"``) and the fingerprint ``predictor``.
+        Of retrieval also ``genes``, and for each gene
 
         ``confidence``: share of the variance of the neighbours' expression that lies between spots, 0 to 1, the mean
         over slides (correlation ratio: V / (V + W) with the variance V of the prediction over spots, and the mean W
@@ -122,10 +126,10 @@ def predict(
     Raises
     ------
     ModelError
-        No model, or embeddings made with other weights.
+        No model, embeddings made with other weights, or a folder that holds no predictor.
     DataError
-        Counts that are none, unknown genes, ``top_k`` below 1, ``min_pcc`` that is no correlation, or no gene shared
-        with the model.
+        Counts that are none, unknown genes, ``top_k`` below 1, ``min_pcc`` that is no correlation, no gene shared with
+        the model, or a target that the predictor was not fitted to.
 
     Examples
     --------
@@ -142,7 +146,15 @@ def predict(
     from ..model.retrieval import mixed, neighbours
 
     inputs.check_spots(adata)
-    _check_options(method, target, weighting, top_k, min_pcc)
+    _check_options(method, target or "raw", weighting, top_k, min_pcc)
+    if method == "regression" or not isinstance(reference, AnnData):
+        from ._predictor import by_regression
+
+        return by_regression(
+            adata, reference, model=model, genes=genes, target=target, layer=layer, batch_size=batch_size,
+            library_key=library_key, key_added=key_added, device=device, copy=copy,
+        )  # fmt: skip
+    target = target or "raw"
     device = resolve_device(device)
     counts = inputs.counts(reference, layer)
     genes = _genes(reference, genes)

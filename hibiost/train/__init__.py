@@ -2,6 +2,7 @@
 
 from .data import Pairs
 from .engine import Engine
+from .finetune import FineTuning, Measured, finetune
 from .fit import fit
 from .pathways import PathwayAnchors
 from .recipe import Recipe
@@ -9,4 +10,16 @@ from .regions import Regions
 from .run import Run
 from .store import PatchStore
 
-__all__ = ["Engine", "Pairs", "PatchStore", "PathwayAnchors", "Recipe", "Regions", "Run", "fit"]
+__all__ = [
+    "Engine",
+    "FineTuning",
+    "Measured",
+    "Pairs",
+    "PatchStore",
+    "PathwayAnchors",
+    "Recipe",
+    "Regions",
+    "Run",
+    "finetune",
+    "fit",
+]

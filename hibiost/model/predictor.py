@@ -1,0 +1,183 @@
+"""An image tower with a linear head that predicts the expression of genes, and how it goes to a folder and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from .features import FeatureEncoder
+from .files import read, tensors_of, writing
+from .hibio import HibioModel, load
+from .weights import fingerprint
+
+FORMAT_VERSION = 1
+TARGETS = ("raw", "normalized")
+_FILES = _WEIGHTS, _CONFIG = "predictor.safetensors", "predictor.json"
+_MODEL = "model"
+
+
+def image_features(model: HibioModel | FeatureEncoder, patches: np.ndarray) -> np.ndarray:
+    """What a head reads, float32, n x width: the image tower before its projection; of other encoders all they give."""
+    return model.image_features(patches) if isinstance(model, HibioModel) else model.embed_images(patches)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """Image tower and linear head: ``features @ weight + bias`` is the log1p expression of genes.
+
+    Made by :func:`hibiost.tl.fit_predictor`, for :func:`hibiost.tl.predict`.
+
+    Parameters
+    ----------
+    model
+        Its image tower is read.
+    genes
+        Names, in the order of the columns.
+    weight, bias
+        float32, width x n_genes and (n_genes,).
+    target
+        ``"raw"``: log1p of counts. ``"normalized"``: log1p of counts scaled to ``target_sum``.
+    target_sum
+        Counts a spot is scaled to; ``None`` for raw counts.
+    params
+        How it was fitted, as plain JSON values.
+
+    Examples
+    --------
+    >>> import hibiost as hb, numpy as np
+    >>> vocabulary = hb.genes.Vocabulary(("ERBB2", "MGP"), [1, 2], [3, 3])
+    >>> model = hb.model.HibioModel(hb.model.ModelConfig.preset("ResNet-10"), vocabulary)
+    >>> weight, bias = np.zeros((512, 2), dtype=np.float32), np.ones(2, dtype=np.float32)
+    >>> predictor = hb.model.Predictor(model, ["ERBB2", "MGP"], weight, bias)
+    >>> predictor.predict(np.zeros((1, 112, 112, 3), dtype=np.uint8))
+    array([[1., 1.]], dtype=float32)
+    """
+
+    model: HibioModel | FeatureEncoder
+    genes: Sequence[str]
+    weight: np.ndarray
+    bias: np.ndarray
+    target: str = "raw"
+    target_sum: float | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = (len(self.weight), len(self.genes)), (len(self.genes),)
+        if (self.weight.shape, self.bias.shape) != expected:
+            raise ModelError(
+                f"weight and bias have the shapes {self.weight.shape} and {self.bias.shape}; expected width x "
+                f"{len(self.genes)} and ({len(self.genes)},), one column a gene."
+            )
+        if self.target not in TARGETS or (self.target == "raw") != (self.target_sum is None):
+            raise ModelError(
+                f"target is {self.target!r} and target_sum {self.target_sum}; expected 'raw' without target_sum, or "
+                "'normalized' with one."
+            )
+
+    def predict(self, patches: np.ndarray) -> np.ndarray:
+        """Expression of uint8 patches, n x size x size x 3, in one batch; returns float32, n x n_genes."""
+        return image_features(self.model, patches) @ self.weight + self.bias
+
+    def fingerprint(self) -> str:
+        """A short hash of image tower, head and genes."""
+        about = [self.model.fingerprint(), *self.genes, self.target, repr(self.target_sum)]
+        return fingerprint(self._head, "\n".join(about))
+
+    @property
+    def _head(self) -> dict[str, Tensor]:
+        return {"weight": torch.from_numpy(self.weight), "bias": torch.from_numpy(self.bias)}
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the predictor to a folder: ``predictor.safetensors``, ``predictor.json`` and the model in ``model``.
+
+        Where a file cannot be written, a predictor that was there stays as it was, or is refused by its fingerprint.
+
+        Parameters
+        ----------
+        path
+            Folder, made if absent.
+
+        Returns
+        -------
+        The folder.
+
+        Raises
+        ------
+        DataError
+            The folder or a file cannot be written.
+        ModelError
+            The image tower is an encoder of another package, whose weights are not kept.
+        """
+        if not isinstance(self.model, HibioModel):
+            raise ModelError(
+                f"a predictor on a {type(self.model).__name__} cannot be saved: its weights are not hibiost's to keep; "
+                "fit it again where it is needed."
+            )
+        folder = Path(path)
+        about = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint(),
+            "genes": list(self.genes),
+            "target": self.target,
+            "target_sum": self.target_sum,
+            "params": self.params,
+        }
+        with writing(folder, _FILES, self._head, about):
+            self.model.save(folder / _MODEL)
+        return folder
+
+
+def load_predictor(predictor: str | os.PathLike[str] | Predictor, *, device: str = "cpu") -> Predictor:
+    """Load a predictor from a folder written by ``predictor.save``.
+
+    Only safetensors and JSON are read: loading never executes code.
+
+    Parameters
+    ----------
+    predictor
+        Folder; a predictor is passed through.
+    device
+        Where to put the image tower, such as ``"cpu"`` or ``"cuda"``.
+
+    Returns
+    -------
+    The predictor.
+
+    Raises
+    ------
+    ModelError
+        The folder or a file is absent, damaged, of an unknown format version, or its parts do not belong together.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> hb.model.load_predictor("no-such-folder")
+    Traceback (most recent call last):
+    hibiost.errors.ModelError: no predictor at no-such-folder: ...
+    """
+    if isinstance(predictor, Predictor):
+        predictor.model.to(device)
+        return predictor
+    folder = Path(predictor)
+    about = read(folder, _FILES, version=FORMAT_VERSION, kind="predictor", mend="hb.tl.fit_predictor fits a predictor.")
+    head = tensors_of(folder / _WEIGHTS)
+    model = load(folder / _MODEL, device=device)
+    try:
+        known = {name: about[name] for name in ("genes", "target", "target_sum", "params")}
+        found = Predictor(model, weight=head["weight"].numpy(), bias=head["bias"].numpy(), **known)
+    except KeyError as error:
+        raise ModelError(f"{folder} lacks the entry {error}; save the predictor again.") from error
+    if found.fingerprint() != about.get("fingerprint"):
+        raise ModelError(
+            f"the parts of {folder} do not belong together: head, model and {_CONFIG} are not those that were saved; "
+            "copy or save the predictor again."
+        )
+    return found
