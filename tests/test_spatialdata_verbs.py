@@ -151,6 +151,17 @@ def test_lists_and_references_mix(run, tiny):
     assert fresh.obsm["predicted_expression"].equals(expected.obsm["predicted_expression"])
 
 
+def test_predictors_are_fitted_to_sdata(run):
+    adata, sdata, models = run
+    options = {"model": models[0], "genes": ["ERBB2", "MGP"]}
+    of_both = [hb.tl.fit_predictor(data, **options) for data in (adata, sdata)]
+    assert of_both[0].fingerprint() == of_both[1].fingerprint()
+    one, other = section(), hb.io.to_spatialdata(section())
+    hb.tl.predict(one, of_both[0])
+    hb.tl.predict(other, sdata, method="regression", **options)
+    assert other["table"].obsm["predicted_expression"].equals(one.obsm["predicted_expression"])
+
+
 def test_an_image_alone_gets_spots(run):
     sdata = hb.io.to_spatialdata(section())
     alone = sd.SpatialData.init_from_elements({"he": sdata["tissue_0_full_image"]})
@@ -311,7 +322,9 @@ def test_keys_are_for_spatialdata():
 def test_every_verb_takes_spatialdata(name):
     signature = inspect.signature(VERBS[name])
     assert list(signature.parameters)[-2:] == ["table_key", "image_key"]
-    assert "SpatialData" in signature.parameters["adata"].annotation
+    first = next(iter(signature.parameters.values()))
+    assert first.name in ("adata", "reference")
+    assert "SpatialData" in first.annotation
     assert "\ntable_key\n    Of a SpatialData" in VERBS[name].__doc__
 
 

@@ -226,4 +226,4 @@ class _Regression:
             pixels, values = measured.batch(slice(start, start + step), self.model.device)
             predicted = self.predicted(pixels.permute(0, 3, 1, 2))
             total += F.mse_loss(predicted, values, reduction="sum").item()
-        return total / np.prod(measured.expression.shape)
+        return total / math.prod(measured.expression.shape)
