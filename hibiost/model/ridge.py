@@ -69,7 +69,7 @@ def fit_ridge(
     """
     n, alphas = len(features), np.asarray(alphas, dtype=np.float64)
     mean, scale = _moments(features)
-    centre = np.asarray(targets.mean(axis=0, dtype=np.float64)).ravel()
+    centre = _mean(targets)
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for rows in _blocks(n, max(features.shape[1], len(centre))):
@@ -120,6 +120,13 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = np.sqrt(total / len(features))
     constant = scale <= len(features) * np.finfo(np.float64).eps * np.abs(mean)
     return mean, np.where(constant, 1.0, scale)
+
+
+def _mean(targets: np.ndarray | sparse.csr_matrix) -> np.ndarray:
+    """Mean of each target; scipy would add up float32 in float32."""
+    if sparse.issparse(targets):
+        return np.bincount(targets.indices, targets.data, minlength=targets.shape[1]) / targets.shape[0]
+    return np.asarray(targets.mean(axis=0, dtype=np.float64))
 
 
 def _blocks(n: int, width: int) -> Iterator[slice]:

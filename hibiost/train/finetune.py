@@ -180,7 +180,7 @@ class _Regression:
         self.batches = Batches(len(training.patches), recipe.batch_size, seed)
         bfloat = lightning_precision(recipe.precision, model.device.type) == "bf16-mixed"
         self.autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat)
-        mean = np.asarray(training.expression.mean(axis=0, dtype=np.float64), dtype=np.float32).ravel()
+        mean = np.asarray(training.expression.astype(np.float64).mean(axis=0), dtype=np.float32).ravel()
         width = model.image_features(training.patches[:1]).shape[1]
         self.head = nn.Linear(width, len(mean), device=model.device)
         nn.init.zeros_(self.head.weight)
