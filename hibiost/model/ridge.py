@@ -122,7 +122,7 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(constant, 1.0, scale)
 
 
-def _mean(targets: np.ndarray | sparse.csr_matrix) -> np.ndarray:
+def _mean(targets: Any) -> np.ndarray:
     """Mean of each target; scipy would add up float32 in float32."""
     if sparse.issparse(targets):
         return np.bincount(targets.indices, targets.data, minlength=targets.shape[1]) / targets.shape[0]

@@ -21,7 +21,8 @@ from ..errors import DataError, ModelError, nearest
 from ..genes.variance import most_variable
 from ..settings import logger, settings
 from ._embed import of_patches
-from ._predict import TARGETS, _Embeddings, _genes
+from ._embeddings import Embeddings
+from ._predict import TARGETS, _genes
 from ._resolve import resolve_device
 from ._spots import Spots
 
@@ -149,7 +150,7 @@ def fit_predictor(
     if isinstance(model, FeatureEncoder):
         encoder: HibioModel | FeatureEncoder = model.to(device)
     else:
-        encoder = _Embeddings(reference, model, device, batch_size, library_key).model
+        encoder = Embeddings(reference, model, device, batch_size, library_key).model
     params: dict[str, Any] = {"method": method, "fraction": fraction, "seed": seed, "n_spots": len(known.rows)}
     params["slides"] = [slide.library_id for slide in known.slides]
     expression = known.expression(names, target_sum)
@@ -345,7 +346,7 @@ def by_regression(
     slides = inputs.slides(adata, library_key)
     options: Any = {"batch_size": batch_size, "library_key": library_key, "device": device}
     if hasattr(reference, "obsm"):
-        fitted = _Embeddings(adata, model, device, batch_size, library_key).model
+        fitted = Embeddings(adata, model, device, batch_size, library_key).model
         options |= {"model": fitted, "genes": genes, "target": target or "raw", "layer": layer}
         predictor = fit_predictor(reference, **options)
     else:
