@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hibiost as hb
 from hibiost.model.tokens import END, PAD, trimmed
 from hibiost.train import Engine, Pairs, PatchStore, PathwayAnchors, Recipe, Regions, fit, task
+from hibiost.train.cpu import keep_memory
 from hibiost.train.data import centre
 from hibiost.train.fit import lightning_precision
 
@@ -45,7 +46,7 @@ PAPER_SAMPLES = 75e6
 """1.5 million spots in 50 epochs."""
 RESET_PEAK = Path("/proc/self/clear_refs")
 SETTINGS = {
-    "cpu": {"batch_size": 32, "plain_batch_size": 32, "warm": 1, "steps": 3, "turn": 1, "matmul": 4_096},
+    "cpu": {"batch_size": 32, "plain_batch_size": 32, "warm": 1, "steps": 6, "turn": 3, "matmul": 4_096},
     "cuda": {"batch_size": 512, "plain_batch_size": 128, "warm": 5, "steps": 30, "turn": 10, "matmul": 8_192},
 }
 """By device; ``turn`` is the number of steps before it is the plain loop's turn."""
@@ -101,15 +102,16 @@ class Memory:
         self._on_gpu = device == "cuda"
         self._before = 0
 
-    def begin(self) -> None:
-        """The peak begins anew."""
+    def begin(self, *, trim: bool = True) -> None:
+        """The peak begins anew; without ``trim``, what the process keeps from step to step is not part of before."""
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
         elif RESET_PEAK.exists():
-            ctypes.CDLL(None).malloc_trim(0)
+            if trim:
+                ctypes.CDLL(None).malloc_trim(0)
+                self._before = _status("VmRSS")
             RESET_PEAK.write_text("5")
-            self._before = _status("VmRSS")
 
     def extra(self) -> float:
         """Bytes."""
@@ -157,7 +159,8 @@ class Measure(lightning.Callback):
 
     def __init__(self, plain: Plain | None, options: argparse.Namespace) -> None:
         self._plain, self._options = plain, options
-        self._watch, self._memory = Stopwatch(options.device), Memory(options.device)
+        self._watch = Stopwatch(options.device)
+        self._memory, self._plain_memory = Memory(options.device), Memory(options.device)
         self.steps: list[Counter[str]] = []
         self.seconds: dict[str, list[float]] = defaultdict(list)
         """Wall time by name: a step of ours, of the plain loop, a matrix product."""
@@ -179,11 +182,11 @@ class Measure(lightning.Callback):
             return losses(*args)
 
         pl_module._terms = terms
-        self._begin()
+        self._begin(trim=True)
 
-    def _begin(self) -> None:
+    def _begin(self, *, trim: bool) -> None:
         self._watch.seconds()
-        self._memory.begin()
+        self._memory.begin(trim=trim)
         self._start = time.perf_counter()
         self._watch.begin("data")
 
@@ -207,17 +210,19 @@ class Measure(lightning.Callback):
             self.extra["ours"].append(self._memory.extra())
         print(f"step {number}: {seconds:.3f} s" + ("" if counted else " (warm-up)"), flush=True)
         if number == options.warm or (counted and (number - options.warm) % options.turn == 0):
+            keep_memory(False)  # noqa: FBT003 - for the plain loop, as it would be without us
             self._others(counted=counted)
-        self._begin()
+            keep_memory(options.device == "cpu")
+        self._begin(trim=not counted)
 
     def _others(self, *, counted: bool) -> None:
         for _ in range(self._options.turn if self._plain else 0):
-            self._memory.begin()
+            self._plain_memory.begin()
             start = time.perf_counter()
             self._plain.step()
             if counted:
                 self.seconds["plain"].append(time.perf_counter() - start)
-                self.extra["plain"].append(self._memory.extra())
+                self.extra["plain"].append(self._plain_memory.extra())
         for dtype in (torch.float32, torch.bfloat16):
             taken = matmul_seconds(self._options.matmul, dtype, self._options.device)
             if counted:

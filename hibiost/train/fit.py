@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from .._ranks import Ranks, current
 from ..model import HibioModel
+from .cpu import kept_memory
 from .data import Batch, Pairs, Shares
 from .engine import Engine
 from .pathways import PathwayAnchors
@@ -107,6 +108,7 @@ def fit(
     with (
         _quiet_lightning(),
         _as_asked(model, engine),
+        kept_memory(accelerator),
         shared_batch_norm(model, ranks),
         torch.random.fork_rng(devices=devices),
     ):

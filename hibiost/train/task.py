@@ -21,6 +21,7 @@ from ..metrics import recall_at_percent
 from ..model import HibioModel
 from ..model.losses import info_nce, region_alignment
 from ..settings import logger
+from .cpu import quick_attention
 from .data import Batch, Batches, Draws, Pairs, augment, centre, hash_seed, region_order, share
 from .groups import parameter_groups
 from .pathways import PathwayAnchors
@@ -98,8 +99,9 @@ class Alignment(lightning.LightningModule):
         draws = draws.part(own, pixels.device)
 
         def towers(rows: slice) -> tuple[Tensor, Tensor]:
-            image = self.model.encode_image(augment(pixels[rows], size, draws.part(rows, pixels.device)))
-            return image, self.model.encode_genes(tokens[rows])
+            with quick_attention(pixels.device):
+                image = self.model.encode_image(augment(pixels[rows], size, draws.part(rows, pixels.device)))
+                return image, self.model.encode_genes(tokens[rows])
 
         if self.micro_batch is None or self.micro_batch >= len(pixels):
             features = towers(slice(None))
