@@ -1,64 +1,31 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
-from .. import inputs, keys, metrics
+from .. import inputs, keys
 from ..errors import DataError, ModelError
-from ..genes.variance import most_variable
-from ..model.retrieval import retrieved_mean
 from ..tl._embed import image_embeddings
-from ._floors import colour_statistics, ridge
+from ._contestants import Embedded, colours
+from ._summary import POOLED
+from ._tasks import Case, Protocol, prediction, retrieval
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from ..model import HibioModel
 
-PERCENTS = (1, 5, 10)
-SCORES = ("pcc", "mse", "mae")
-
-
-def variable_genes(
-    adata: AnnData,
-    n_genes: int = 300,
-    *,
-    target_sum: float | None = None,
-    layer: str | None = None,
-    library_key: str = keys.LIBRARY,
-) -> list[str]:
-    """The genes of highest mean per-slide variance of log1p expression (HiBio-ST, A.2).
-
-    Parameters
-    ----------
-    adata
-        Raw counts of one or several slides.
-    n_genes
-        How many genes.
-    target_sum
-        Scale each spot to that many counts first.
-    layer
-        Layer that holds raw counts; ``X`` where not given.
-    library_key
-        Column of ``obs`` that tells slides apart.
-
-    Returns
-    -------
-    Gene names, highest variance first; of equal variance the one that stands first.
-
-    Examples
-    --------
-    >>> import hibiost as hb
-    >>> len(hb.benchmark.variable_genes(hb.datasets.tissue(100), 10))
-    10
-    """
-    expression = inputs.log_expression(inputs.counts(adata, layer), target_sum=target_sum)
-    order = most_variable(expression, inputs.libraries(adata, library_key).values())[:n_genes]
-    return [str(name) for name in adata.var_names[order]]
+SHOWN = ("pcc", "mse", "mae")
+_NAMES = {
+    "HiBio-ST, retrieval": "HiBio-ST, retrieval",
+    "HiBio-ST, ridge": "HiBio-ST, ridge on features",
+    "untrained, ridge": "ridge on random features",
+    "colours, ridge": "ridge on colour statistics",
+    "chance, training mean": "mean of the reference",
+}
 
 
 def spot_level(
@@ -120,27 +87,44 @@ def spot_level(
     >>> sorted(table["metric"].unique())
     ['Recall@1%', 'Recall@10%', 'Recall@5%', 'mae', 'mse', 'pcc']
     """
-    held_out, training = (inputs.libraries(part, library_key) for part in (adata, reference))
-    shared = sorted(set(held_out) & set(training))
+    shared = sorted(set(inputs.libraries(adata, library_key)) & set(inputs.libraries(reference, library_key)))
     if shared:
         raise DataError(
             f"slides {shared} are both in the reference and held out; hold out slides the model has not seen."
         )
     _check_weights(reference, adata)
-    images, sentences = (_embeddings(adata, key) for key in (keys.IMAGE_EMBEDDING, keys.GENE_EMBEDDING))
-    bank = _embeddings(reference, keys.GENE_EMBEDDING)
-    features = _features(reference, adata, untrained, library_key)
-    rows = [("retrieval", "", *row) for row in _recall(images, sentences, held_out)]
-    for target in ("raw", "normalized"):
-        known, truth = _expression(reference, adata, target, n_genes, layer, library_key)
-        retrieved = retrieved_mean(images, bank, sparse.csr_matrix(known), k=min(top_k, len(known)))
-        predictions = {"HiBio-ST, retrieval": retrieved}
-        predictions |= {name: ridge(train, known, queries=test) for name, (train, test) in features.items()}
-        predictions["mean of the reference"] = np.repeat(known.mean(axis=0, keepdims=True), len(truth), axis=0)
-        for method, predicted in predictions.items():
-            scores = metrics.expression_scores(truth, predicted, slides=_slide_names(held_out, len(truth)))
-            rows += [("prediction", target, method, metric, scores.loc["mean", metric]) for metric in SCORES]
-    return pd.DataFrame(rows, columns=["task", "target", "method", "metric", "value"])
+    protocol = Protocol(n_genes, top_k=top_k, pivotal=(), layer=layer, library_key=library_key)
+    rows = _rows(untrained, library_key)
+    cases = {name: Case(reference, adata, read(reference), read(adata), protocol) for name, read in rows.items()}
+    found = [("retrieval", "", name, row) for name, case in cases.items() for row in retrieval(case)]
+    found += [
+        ("prediction", row["target"], _NAMES[f"{name}, {row['method']}"], row)
+        for name, case in cases.items()
+        for row in prediction(case)
+        if row["metric"] in SHOWN and row["slide"] != POOLED
+    ]
+    values = pd.DataFrame(
+        [(*names, row["metric"], row["value"]) for *names, row in found],
+        columns=["task", "target", "method", "metric", "value"],
+    )
+    groups = values.groupby(["task", "target", "method", "metric"], sort=False)
+    return groups["value"].mean().reset_index().sort_values(["task", "target"], ascending=[False, False], kind="stable")
+
+
+def _rows(untrained: HibioModel | None, library_key: str) -> dict[str, Callable[[AnnData], Embedded | None]]:
+    rows: dict[str, Callable[[AnnData], Embedded | None]] = {"HiBio-ST": _stored}
+    if untrained is not None:
+        options: Any = {"batch_size": 64, "library_key": library_key}
+        rows["untrained"] = lambda part: Embedded(image_embeddings(part, untrained, **options))
+    return {**rows, "colours": lambda part: Embedded(colours(part, library_key)), "chance": lambda part: None}
+
+
+def _stored(adata: AnnData) -> Embedded:
+    call = "hb.pp.tfidf_sentences(adata) and hb.tl.embed(adata, model=model)"
+    images, sentences = (
+        np.asarray(inputs.slot(adata, "obsm", key, call)) for key in (keys.IMAGE_EMBEDDING, keys.GENE_EMBEDDING)
+    )
+    return Embedded(images, sentences)
 
 
 def _check_weights(reference: AnnData, adata: AnnData) -> None:
@@ -150,66 +134,3 @@ def _check_weights(reference: AnnData, adata: AnnData) -> None:
     )
     if first != second:
         raise ModelError(f"the reference was embedded with weights {first}, the held-out slides with {second}.")
-
-
-def _embeddings(adata: AnnData, key: str) -> np.ndarray:
-    call = "hb.pp.tfidf_sentences(adata) and hb.tl.embed(adata, model=model)"
-    return np.asarray(inputs.slot(adata, "obsm", key, call))
-
-
-def _recall(
-    images: np.ndarray, sentences: np.ndarray, slides: dict[str, np.ndarray]
-) -> Iterator[tuple[str, str, float]]:
-    """Method, metric and value, each the mean over slides."""
-    scores = [metrics.recall_at_percent(images[rows], sentences[rows], percents=PERCENTS) for rows in slides.values()]
-    for percent in PERCENTS:
-        yield "HiBio-ST", f"Recall@{percent}%", float(np.mean([score[percent] for score in scores]))
-    for percent in PERCENTS:
-        yield "chance", f"Recall@{percent}%", float(percent)
-
-
-def _features(
-    reference: AnnData, adata: AnnData, untrained: HibioModel | None, library_key: str
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Features of the reference and of the held-out spots, by the name of the method that fits a ridge on them."""
-
-    def pair(read: Callable[[AnnData], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        return read(reference), read(adata)
-
-    features = {"HiBio-ST, ridge on features": pair(lambda part: _embeddings(part, keys.IMAGE_EMBEDDING))}
-    if untrained is not None:
-        features["ridge on random features"] = pair(
-            lambda part: image_embeddings(part, untrained, batch_size=64, library_key=library_key)
-        )
-    features["ridge on colour statistics"] = pair(lambda part: _colours(part, library_key))
-    return features
-
-
-def _colours(adata: AnnData, library_key: str) -> np.ndarray:
-    batches = inputs.numbered_patches(inputs.slides(adata, library_key), size=224)
-    rows, values = zip(*((rows, colour_statistics(patches)) for rows, patches in batches), strict=True)
-    return np.concatenate(values)[np.argsort(np.concatenate(rows))]
-
-
-def _expression(
-    reference: AnnData, adata: AnnData, target: str, n_genes: int, layer: str | None, library_key: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """log1p expression of the reference and of the held-out spots: the reference's most variable shared genes."""
-    counts = [inputs.counts(part, layer) for part in (reference, adata)]
-    target_sum = inputs.median_total(counts[0]) if target == "normalized" else None
-    ranked = variable_genes(reference, reference.n_vars, target_sum=target_sum, layer=layer, library_key=library_key)
-    genes = [gene for gene in ranked if gene in adata.var_names][:n_genes]
-    if not genes:
-        raise DataError("reference and held-out slides have no gene in common; name the genes alike (adata.var_names).")
-    known, truth = (
-        inputs.log_expression(matrix, target_sum=target_sum)[:, part.var_names.get_indexer(genes)].toarray()
-        for matrix, part in zip(counts, (reference, adata), strict=True)
-    )
-    return known, truth
-
-
-def _slide_names(slides: dict[str, np.ndarray], n_spots: int) -> np.ndarray:
-    names = np.empty(n_spots, dtype=object)
-    for library, rows in slides.items():
-        names[rows] = library
-    return names

@@ -1,9 +1,14 @@
 """Figures of what is in the AnnData, and of training."""
 
+from ._benchmark import benchmark
 from ._clusters import spatial_clusters
 from ._history import region_history
 from ._pred import spatial_pred
 from ._score import spatial_score
 from ._training import training
 
+<<<<<<< HEAD
 __all__ = ["region_history", "spatial_clusters", "spatial_pred", "spatial_score", "training"]
+=======
+__all__ = ["benchmark", "region_history", "spatial_clusters", "spatial_pred", "training"]
+>>>>>>> a8e82ed (WIP benchmark)

@@ -93,3 +93,12 @@ def new_sentences(
     slides = inputs.libraries(adata, library_key).values()
     best = select_genes(counts, weights, n_genes=n_genes, selection=selection, among=index >= 0, slides=slides)
     return np.where(best >= 0, index[best], -1)
+
+
+def sentences_for(adata: AnnData, model: HibioModel, *, layer: str | None, library_key: str) -> np.ndarray:
+    """New sentences as the model was trained on, as indices into its vocabulary."""
+    from ..train import Recipe
+
+    recipe = Recipe().updated(model.training_info.get("recipe", {}))
+    options: Any = {"n_genes": recipe.n_genes, "selection": recipe.selection}
+    return new_sentences(adata, model.vocabulary, layer=layer, library_key=library_key, **options)

@@ -1,0 +1,230 @@
+"""What stands in a row of the tables: trained models, encoders and floors, each as embeddings of spots."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from .. import inputs, tl
+from .._files import replacing
+from ..errors import DataError
+from ..model import FeatureEncoder, HibioModel, ModelConfig, feature_encoder, load, presets
+from ..tl._embed import gene_embeddings, image_embeddings
+from ..tl._resolve import sentences_for
+from ._floors import colour_statistics
+from ._splits import Fold
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Spec: TypeAlias = str | HibioModel | FeatureEncoder | Mapping[str, Any]
+"""A preset or options of :func:`hibiost.tl.pretrain`, trained on each fold; a model, its folder, or an encoder."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a contestant sees of each spot.
+
+    Attributes
+    ----------
+    images
+        Features of the patches, float32, n_obs x dim.
+    sentences
+        Embeddings of the sentences in the same space, where the contestant has a gene side.
+    seen
+        Slides that the contestant was trained on.
+    """
+
+    images: np.ndarray
+    sentences: np.ndarray | None = None
+    seen: Sequence[str] = ()
+
+    def save(self, path: Path) -> None:
+        """Write as ``.npz``."""
+        arrays = {"images": self.images, "seen": np.array(self.seen, dtype=str)}
+        if self.sentences is not None:
+            arrays["sentences"] = self.sentences
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    def of(self, rows: np.ndarray) -> Embedded:
+        """Those of some spots."""
+        sentences = None if self.sentences is None else self.sentences[rows]
+        return replace(self, images=self.images[rows], sentences=sentences)
+
+    @classmethod
+    def load(cls, path: Path) -> Embedded:
+        """Read what :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(file["images"], file.get("sentences"), file["seen"].tolist())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contestants work with."""
+
+    adata: AnnData
+    layer: str | None
+    library_key: str
+    device: str
+    out: Path
+
+
+class Contestant(Protocol):
+    """A row of the tables."""
+
+    @property
+    def name(self) -> str:
+        """As the tables show it."""
+
+    def key(self, fold: Fold, seed: int) -> str:
+        """Names the embeddings: the same name, the same embeddings."""
+
+    def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
+        """Embeddings of all spots."""
+
+    def description(self) -> Any:
+        """Plain values that tell whether results that are there belong to it."""
+
+
+@dataclass(frozen=True)
+class Colours:
+    """The colour floor."""
+
+    name: str = "colour statistics"
+
+    def key(self, fold: Fold, seed: int) -> str:
+        return "colours"
+
+    def description(self) -> Any:
+        return self.name
+
+    def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
+        return Embedded(colours(setting.adata, setting.library_key))
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A preset with random weights: what training adds is what a model has above it."""
+
+    name: str
+    preset: str
+
+    def key(self, fold: Fold, seed: int) -> str:
+        return f"{slug(self.name)}-seed{seed}"
+
+    def description(self) -> Any:
+        return self.preset
+
+    def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
+        from ..genes import Vocabulary
+
+        config = ModelConfig.preset(self.preset)
+        model = HibioModel(config, Vocabulary(("A",), np.ones(1, int), np.ones(1, int)), rng=seed).to(setting.device).eval()
+        return Embedded(image_embeddings(setting.adata, model, batch_size=64, library_key=setting.library_key))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A model or an encoder as it is."""
+
+    name: str
+    source: str | HibioModel | FeatureEncoder
+
+    def key(self, fold: Fold, seed: int) -> str:
+        return slug(self.name)
+
+    def description(self) -> Any:
+        return self.source if isinstance(self.source, str) else self.source.fingerprint()
+
+    def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
+        if isinstance(self.source, HibioModel) or (isinstance(self.source, str) and Path(self.source).is_dir()):
+            return both_sides(setting, load(self.source, device=setting.device))
+        encoder = self.source
+        if isinstance(encoder, str):
+            encoder = feature_encoder(encoder, device=setting.device)
+        return Embedded(image_embeddings(setting.adata, encoder, batch_size=64, library_key=setting.library_key))
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model trained on the training slides of each fold; a training that was interrupted goes on."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    def key(self, fold: Fold, seed: int) -> str:
+        return f"{slug(self.name)}-fold{fold.number}-seed{seed}"
+
+    def description(self) -> Any:
+        return {name: value if isinstance(value, dict) else str(value) for name, value in self.options.items()}
+
+    def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
+        model = tl.pretrain(
+            setting.adata[fold.training].copy(),
+            layer=setting.layer,
+            library_key=setting.library_key,
+            device=setting.device,
+            run=setting.out / "models" / self.key(fold, seed),
+            rng=seed,
+            **self.options,
+        )
+        return both_sides(setting, model)
+
+
+def both_sides(setting: Setting, model: HibioModel) -> Embedded:
+    """Embeddings of patches and of sentences, made with the model's vocabulary."""
+    options: Any = {"batch_size": 64, "library_key": setting.library_key}
+    sentences = sentences_for(setting.adata, model, layer=setting.layer, library_key=setting.library_key)
+    return Embedded(
+        image_embeddings(setting.adata, model, **options),
+        gene_embeddings(setting.adata, model, sentences, **options),
+        model.training_info.get("slides", ()),
+    )
+
+
+def colours(adata: AnnData, library_key: str) -> np.ndarray:
+    """Colour statistics of each patch, n_obs x 21."""
+    batches = inputs.numbered_patches(inputs.slides(adata, library_key), size=224)
+    rows, values = zip(*((rows, colour_statistics(patches)) for rows, patches in batches), strict=True)
+    return np.concatenate(values)[np.argsort(np.concatenate(rows))]
+
+
+def contestants(models: Spec | Sequence[str] | Mapping[str, Spec]) -> list[Contestant]:
+    """The rows asked for, and the floors beside them."""
+    if isinstance(models, str | HibioModel | FeatureEncoder):
+        models = {_name(models): models}
+    named: dict[str, Spec] = dict(models) if isinstance(models, Mapping) else {_name(spec): spec for spec in models}
+    if not named:
+        raise DataError("no models to compare; name a preset, a model's folder or an encoder, such as 'ResNet-10'.")
+    rows = [_contestant(str(name), spec) for name, spec in named.items()]
+    architectures = {row.options.get("image_encoder", "ViT-B-16") for row in rows if isinstance(row, Pretrained)}
+    untrained = [Untrained(f"untrained {name}", name) for name in sorted(architectures & set(presets()))]
+    slugs = [slug(row.name) for row in rows]
+    if len(set(slugs)) < len(slugs):
+        raise DataError(f"two models would share their files: {sorted(named)}; name them more differently.")
+    return [*rows, *untrained, Colours()]
+
+
+def _name(spec: Any) -> str:
+    if isinstance(spec, str):
+        return Path(spec).name if Path(spec).is_dir() else spec
+    return str(getattr(spec, "name", "HiBio-ST"))
+
+
+def _contestant(name: str, spec: Spec) -> Contestant:
+    if isinstance(spec, str) and spec in presets():
+        return Pretrained(name, {"image_encoder": spec})
+    if isinstance(spec, Mapping):
+        return Pretrained(name, dict(spec))
+    return Fixed(name, spec)
+
+
+def slug(name: str) -> str:
+    """A name as a file can have it."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
