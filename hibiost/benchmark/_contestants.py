@@ -110,22 +110,22 @@ class Colours:
 
 @dataclass(frozen=True)
 class Untrained:
-    """A preset with random weights: what training adds is what a model has above it."""
+    """Random weights: what training adds is what a model has above them."""
 
     name: str
-    preset: str
+    config: ModelConfig
 
     def key(self, fold: Fold, seed: int) -> str:
         return f"{slug(self.name)}-seed{seed}"
 
     def description(self) -> Any:
-        return self.preset
+        return self.config.to_dict()
 
     def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
         from ..genes import Vocabulary
 
-        config = ModelConfig.preset(self.preset)
-        model = HibioModel(config, Vocabulary(("A",), np.ones(1, int), np.ones(1, int)), rng=seed).to(setting.device).eval()
+        vocabulary = Vocabulary(("A",), np.ones(1, int), np.ones(1, int))
+        model = HibioModel(self.config, vocabulary, rng=seed).to(setting.device).eval()
         return Embedded(image_embeddings(setting.adata, model, batch_size=64, library_key=setting.library_key))
 
 
@@ -203,12 +203,12 @@ def contestants(models: Spec | Sequence[str] | Mapping[str, Spec]) -> list[Conte
     if not named:
         raise DataError("no models to compare; name a preset, a model's folder or an encoder, such as 'ResNet-10'.")
     rows = [_contestant(str(name), spec) for name, spec in named.items()]
-    architectures = {row.options.get("image_encoder", "ViT-B-16") for row in rows if isinstance(row, Pretrained)}
-    untrained = [Untrained(f"untrained {name}", name) for name in sorted(architectures & set(presets()))]
+    untrained = {row.name: row for row in map(_untrained, rows) if row is not None}
+    rows += [*untrained.values(), Colours()]
     slugs = [slug(row.name) for row in rows]
     if len(set(slugs)) < len(slugs):
-        raise DataError(f"two models would share their files: {sorted(named)}; name them more differently.")
-    return [*rows, *untrained, Colours()]
+        raise DataError(f"two of {[row.name for row in rows]} would share their files; name them more differently.")
+    return rows
 
 
 def _name(spec: Any) -> str:
@@ -223,6 +223,16 @@ def _contestant(name: str, spec: Spec) -> Contestant:
     if isinstance(spec, Mapping):
         return Pretrained(name, dict(spec))
     return Fixed(name, spec)
+
+
+def _untrained(row: Contestant) -> Untrained | None:
+    """The floor of a model whose image tower starts from random weights."""
+    if not isinstance(row, Pretrained):
+        return None
+    encoder = row.options.get("image_encoder", "ViT-B-16")
+    if isinstance(encoder, ModelConfig):
+        return Untrained(f"untrained {row.name}", encoder)
+    return Untrained(f"untrained {encoder}", ModelConfig.preset(encoder)) if encoder in presets() else None
 
 
 def slug(name: str) -> str:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from .. import datasets, inputs
 from ..io import Corpus, concat
 
 if TYPE_CHECKING:
-    from ._recipes import Recipe
+    from ._paper import Recipe
 
 
 def slides_of(
@@ -23,15 +25,37 @@ def slides_of(
     library_key: str,
 ) -> AnnData:
     """The slides asked for; images stay on disk."""
-    if data == "her2st":
-        return datasets.her2st()
+    if isinstance(data, str) and data == "her2st":
+        return datasets.her2st(None if recipe is None else recipe.ids)
     if isinstance(data, AnnData):
         if recipe is None:
             return data
-        wanted = _wanted(recipe, inputs.libraries(data, library_key))
-        return data[data.obs[library_key].astype(str).isin(wanted).to_numpy()].copy()
+        slides = inputs.libraries(data, library_key)
+        described = pd.DataFrame([inputs.slide_metadata(data, slide) for slide in slides], list(slides))
+        chosen = _chosen(recipe, described)
+        return data[data.obs[library_key].astype(str).isin(chosen).to_numpy()].copy()
     corpus = data if isinstance(data, Corpus) else Corpus(data, layer=layer, library_key=library_key)
     if recipe is not None:
-        corpus = corpus.select(_wanted(recipe, corpus.index.index))
+        corpus = corpus.select(_chosen(recipe, corpus.index))
     corpus.check()
     return concat(list(corpus))
+
+
+def _chosen(recipe: Recipe, slides: pd.DataFrame) -> list[str]:
+    """The slides of a data set of the paper, of which some may be absent."""
+    if recipe.ids is not None:
+        found = [slide for slide in recipe.ids if slide in slides.index]
+        expected = f"ids such as {recipe.ids[0]!r}"
+    else:
+        select = recipe.select or {}
+        match = [slides.get(key, pd.Series(index=slides.index)).astype(str) == value for key, value in select.items()]
+        found = slides.index[np.logical_and.reduce(match)].tolist()
+        expected = f"the metadata {select}"
+    if not found:
+        raise DataError(
+            f"the {len(slides)} slides, such as {slides.index[0]!r}, hold none of the data set {recipe.name!r} of the "
+            f"paper; expected {expected}."
+        )
+    if len(found) < recipe.n_slides:
+        logger.warning("%d of the %d slides of %s are there", len(found), recipe.n_slides, recipe.name)
+    return found

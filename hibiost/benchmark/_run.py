@@ -146,14 +146,14 @@ def run(
     """
     known = None if dataset is None else recipe(dataset)
     adata = slides_of(data, known, layer=layer, library_key=library_key)
-    label_key = label_key or (known.label_key if known else None)
+    label_key = label_key or (known.label if known else None)
     tasks = _tasks(tasks, adata, label_key)
     protocol = Protocol(
         n_genes, None if genes is None else tuple(genes), tuple(pivotal), tuple(targets), tuple(fractions), top_k,
         label_key, layer, library_key,
     )  # fmt: skip
     inputs.counts(adata, layer)
-    number = (known.n_folds if known else 4) if n_folds is None else n_folds
+    number = n_folds or ((known.folds or "all") if known else 4)
     parts = folds(
         adata,
         split=split,
@@ -170,7 +170,7 @@ def run(
     _score(setting, protocol, cells, tasks, absent, n_jobs)
     results = pd.concat([_read(folder, cell, task, absent) for task in tasks for cell in cells], ignore_index=True)
     about = [_about(adata, protocol, parts, split, seeds)]
-    write_report(results, folder, about=about, paper=None if known is None else known.paper)
+    write_report(results, folder, about=about, paper=None if known is None else known.title)
     return results
 
 

@@ -48,7 +48,7 @@ def tables(results: pd.DataFrame, *, paper: str | None = None) -> dict[str, pd.D
     scores["table"] = scores["task"].where(~scores["metric"].str.startswith("pcc "), "pivotal")
     shown = (scores["metric"] != "n_constant") & ((scores["task"] != "few-shot") | (scores["metric"] == "pcc"))
     absent = results.loc[results["note"] == NO_WEIGHTS, "model"].unique()
-    known = None if paper is None else paper_results(paper)
+    known = None if paper is None else paper_results().query("dataset == @paper")
     found = {}
     for name, title in TITLES.items():
         part = scores[shown & (scores["table"] == name)]

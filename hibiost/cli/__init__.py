@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import HibiostError
+from .bench import add_arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +50,16 @@ def _parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="instead of what the file says, such as recipe.epochs=20; may be given again",
     )
+    bench = commands.add_parser(
+        "bench",
+        help="compare models by the paper's protocols: tables, figures, floors",
+        description=(
+            "What hibiost.benchmark.run does: zero-shot clustering, expression prediction, few-shot prediction and "
+            "retrieval by cross-validation, beside chance, training mean, colour and random features. The same command "
+            "goes on where it was stopped."
+        ),
+    )
+    add_arguments(bench)
     return parser
 
 
@@ -80,6 +91,11 @@ def _run(arguments: argparse.Namespace) -> None:
         from .pretrain import Configuration, pretrain
 
         pretrain(Configuration.read(arguments.config, arguments.overrides))
+        return
+    if arguments.command == "bench":
+        from .bench import bench
+
+        bench(arguments)
         return
     from .demo import demo
 

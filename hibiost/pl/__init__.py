@@ -1,4 +1,4 @@
-"""Figures of what is in the AnnData, and of training."""
+"""Figures of what is in the AnnData, of training, and of benchmarks."""
 
 from ._benchmark import benchmark
 from ._clusters import spatial_clusters
