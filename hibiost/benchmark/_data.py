@@ -11,7 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import datasets, inputs
+from ..errors import DataError
 from ..io import Corpus, concat
+from ..settings import logger
 
 if TYPE_CHECKING:
     from ._paper import Recipe
@@ -26,7 +28,7 @@ def slides_of(
 ) -> AnnData:
     """The slides asked for; images stay on disk."""
     if isinstance(data, str) and data == "her2st":
-        return datasets.her2st(None if recipe is None else recipe.ids)
+        data = datasets.her2st()
     if isinstance(data, AnnData):
         if recipe is None:
             return data

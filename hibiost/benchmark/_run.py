@@ -22,7 +22,7 @@ from ..tl._resolve import resolve_device
 from ..train import Run
 from ._contestants import Contestant, Embedded, Setting, Spec, contestants, slug
 from ._data import slides_of
-from ._recipes import recipe
+from ._paper import recipe
 from ._report import write_report
 from ._splits import Fold, folds
 from ._tables import NO_WEIGHTS

@@ -17,6 +17,10 @@ TITLES = {
     "few-shot": "Few-shot prediction (PCC)",
     "retrieval": "Image-to-sentence retrieval (%)",
 }
+MAIN_TABLES, RESOLUTIONS = (1, 2, 3, 6, 8, 9), (8, 9)
+"""Of the paper; those with a row for each resolution."""
+_PRINTED = {1: " smoothed", 2: " raw", 6: " raw", 8: " raw"}
+"""What a metric is called here."""
 _NAMES = {"mse": "MSE", "mae": "MAE", "pcc": "PCC", "ari": "ARI", "nmi": "NMI"}
 
 
@@ -88,6 +92,18 @@ def _column(score: dict[str, Any]) -> str:
     return f"{metric} {score['target']}{' pooled' if score['scope'] == POOLED else ''}"
 
 
+def _with_paper(table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """The paper's rows below: its main tables, not the ablations."""
+    own = known[known["table"].isin(MAIN_TABLES)]
+    metric = own["metric"] + own["table"].map(_PRINTED).fillna("")
+    variant = own["variant"].where(own["table"].isin(RESOLUTIONS), "")
+    names = "paper: " + own["model"] + variant.where(variant == "", ", " + variant)
+    printed = own.assign(row=names, column=metric).pivot_table(
+        index="row", columns="column", values="value", sort=False
+    )
+    return pd.concat([table, printed[[c for c in table if c in printed]].astype(str)])
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A table in GitHub's Markdown."""
     rows = [[table.index.name, *table.columns], ["---"] * (table.shape[1] + 1), *_rows(table)]
@@ -122,8 +138,3 @@ def _escaped(text: str) -> str:
     for character in r"%_&#$":
         text = text.replace(character, f"\\{character}")
     return text.replace("±", r"$\pm$")
-
-
-def _with_paper(table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """The paper's rows below."""
-    raise NotImplementedError

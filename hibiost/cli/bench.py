@@ -25,9 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         **several,
     )
     parser.add_argument("--out", type=Path, default=Path("hibiost-bench"), help="folder for the results (%(default)s)")
-    parser.add_argument("--dataset", help="a dataset of the paper: its slides, folds and labels, and its numbers beside")
-    parser.add_argument("--tasks", help="clustering,prediction,few-shot,retrieval (default: all that can be)", **several)
-    parser.add_argument("--split", choices=("patient", "slide"), default="patient", help="what stays together (patient)")
+    parser.add_argument(
+        "--dataset", help="a dataset of the paper: its slides, folds and labels, and its numbers beside"
+    )
+    parser.add_argument(
+        "--tasks", help="clustering,prediction,few-shot,retrieval (default: all that can be)", **several
+    )
+    parser.add_argument(
+        "--split", choices=("patient", "slide"), default="patient", help="what stays together (patient)"
+    )
     parser.add_argument("--folds", help="number of folds, or 'all' for one patient or slide each (the paper's)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (%(default)s)")
     parser.add_argument("--genes", type=int, default=300, help="genes of highest variance (%(default)s)")

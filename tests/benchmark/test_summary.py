@@ -17,7 +17,9 @@ def results():
     for (number, model), slide, seed in product(enumerate("abc"), range(6), (0, 1)):
         value = {"a": slide, "b": slide + 1 + 0.1 * slide, "c": 3}[model] + 0.01 * rng.normal() + 0.1 * seed
         row = {"model": model, "seed": seed, "fold": slide // 3, "slide": f"S{slide}", "value": value}
-        rows.append({"task": "prediction", "method": "ridge", "target": "raw", "fraction": np.nan, "metric": "pcc", **row})
+        rows.append(
+            {"task": "prediction", "method": "ridge", "target": "raw", "fraction": np.nan, "metric": "pcc", **row}
+        )
         if slide % 3 == 0:
             rows.append({**rows[-1], "slide": "pooled", "value": 10.0 * number + seed + slide})
     return pd.DataFrame(rows).assign(note="")

@@ -2,7 +2,9 @@ import pandas as pd
 
 from hibiost.benchmark import _tables as tables
 
-TABLE = pd.DataFrame([["0.5 ± 0.1", ""], ["1", "2"]], ["a_b", "ours & theirs"], ["MSE", "Recall@1%"]).rename_axis("model")
+TABLE = pd.DataFrame([["0.5 ± 0.1", ""], ["1", "2"]], ["a_b", "ours & theirs"], ["MSE", "Recall@1%"]).rename_axis(
+    "model"
+)
 
 
 def test_markdown():
@@ -26,5 +28,4 @@ def test_latex_escapes_what_is_special():
 def test_html_escapes_what_is_special():
     text = tables.html(TABLE, "a < b")
     assert text.startswith("<h2>a &lt; b</h2>")
-    assert pd.read_html is not None
     assert "ours &amp; theirs" in text

@@ -1,6 +1,7 @@
 """The paper's tasks against the public pieces put together by hand, on embeddings that know part of the truth."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -144,7 +145,7 @@ def test_chance_predicts_the_training_mean(case):
 def test_fewer_shots_are_part_of_more_and_from_every_slide(case):
     drawn = [tasks.few(case, fraction) for fraction in (0.001, 0.1, 0.5, 1.0)]
     assert [len(rows) for rows in drawn] == [4, 20, 100, 200]
-    for less, more in zip(drawn, drawn[1:], strict=False):
+    for less, more in pairwise(drawn):
         assert set(less) <= set(more)
     slides = case.reference.obs["library_id"].to_numpy()
     assert pd.Series(slides[drawn[1]]).value_counts().tolist() == [10, 10]
