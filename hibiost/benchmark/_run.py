@@ -168,7 +168,8 @@ def run(
     cells = [Cell(row, fold, seed) for row, fold, seed in product([*rows, None], parts, map(int, seeds))]
     absent = _embed(setting, cells, n_jobs)
     _score(setting, protocol, cells, tasks, absent, n_jobs)
-    results = pd.concat([_read(folder, cell, task, absent) for task in tasks for cell in cells], ignore_index=True)
+    scores = [row for task in tasks for cell in cells for row in _read(folder, cell, task, absent)]
+    results = pd.DataFrame(scores, columns=list(COLUMNS))
     about = [_about(adata, protocol, parts, split, seeds)]
     write_report(results, folder, about=about, paper=None if known is None else known.title)
     return results
@@ -298,13 +299,13 @@ def _score_one(setting: Setting, protocol: Protocol, cell: Cell, tasks: Sequence
 KEYS = ("task", "model", "fold", "seed")
 
 
-def _read(folder: Path, cell: Cell, task: str, absent: set[str]) -> pd.DataFrame:
+def _read(folder: Path, cell: Cell, task: str, absent: set[str]) -> list[dict[str, Any]]:
+    common = {"task": task, "model": cell.name, "fold": cell.fold.number, "seed": cell.seed}
     if cell.name in absent:
-        table = pd.DataFrame([{"note": NO_WEIGHTS}])
-    else:
-        table = pd.read_csv(cell.scores(folder, task), keep_default_na=False, na_values={"value": "", "fraction": ""})
-    table = table.assign(task=task, model=cell.name, fold=cell.fold.number, seed=cell.seed)
-    return table.reindex(columns=list(COLUMNS))
+        return [{**common, **dict.fromkeys(("method", "target", "metric", "slide"), ""), "note": NO_WEIGHTS}]
+    missing = {"value": "", "fraction": ""}
+    table = pd.read_csv(cell.scores(folder, task), keep_default_na=False, na_values=missing, dtype={"slide": str})
+    return [{**common, **row} for row in table.to_dict("records")]
 
 
 def _parallel(function: Any, arguments: Sequence[tuple[Any, ...]], name: str, n_jobs: int) -> list[Any]:

@@ -50,12 +50,12 @@ def tables(results: pd.DataFrame, *, paper: str | None = None) -> dict[str, pd.D
     """
     scores = summary(results)
     scores["table"] = scores["task"].where(~scores["metric"].str.startswith("pcc "), "pivotal")
-    shown = (scores["metric"] != "n_constant") & ((scores["task"] != "few-shot") | (scores["metric"] == "pcc"))
+    scores = scores[[_is_shown(*of) for of in scores[["task", "metric", "scope"]].to_numpy()]]
     absent = results.loc[results["note"] == NO_WEIGHTS, "model"].unique()
     known = None if paper is None else paper_results().query("dataset == @paper")
     found = {}
     for name, title in TITLES.items():
-        part = scores[shown & (scores["table"] == name)]
+        part = scores[scores["table"] == name]
         if part.empty:
             continue
         table = _table(part)
@@ -65,6 +65,13 @@ def tables(results: pd.DataFrame, *, paper: str | None = None) -> dict[str, pd.D
             table = _with_paper(table, known[known["task"] == name])
         found[title] = table.fillna("").rename_axis("model")
     return found
+
+
+def _is_shown(task: str, metric: str, scope: str) -> bool:
+    """Of the few shots, and of all spots together, the correlation alone."""
+    if task == "few-shot":
+        return metric == "pcc" and scope != POOLED
+    return metric == "pcc" if scope == POOLED else metric != "n_constant"
 
 
 def _table(part: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,8 @@ _PANELS = {
     ("few-shot", "raw", "pcc"): "PCC of few shots, raw",
     ("few-shot", "normalized", "pcc"): "PCC of few shots, normalised",
 }
-_WIDTH, _ROW = 4.6, 0.3
+_WIDTH, _ROW, _FEWEST = 4.6, 0.3, 4
+"""Inches of a panel and of a row; rows that a panel has room for at least."""
 
 
 def benchmark(
@@ -106,6 +107,7 @@ def _bars(ax: Axes, part: pd.DataFrame, colors: dict[str, str]) -> None:
         ax.barh(y, mean, color=colors[model], alpha=0.55, height=0.7)
         ax.plot(of_slides, [y] * len(of_slides), "o", color=colors[model], markersize=3.5, markeredgecolor="white")
     ax.set_yticks(range(len(means)), [row for _, row in means.index], fontsize="small")
+    ax.set_ylim(len(means) - max(len(means), _FEWEST) - 0.5, len(means) - 0.5)
 
 
 def _lines(ax: Axes, part: pd.DataFrame, colors: dict[str, str]) -> None:

@@ -114,7 +114,7 @@ def test_other_data_or_another_protocol_are_not_mixed(done, slides):
     with pytest.raises(RunError, match=r"other protocol.*n_genes.*20.*30"):
         hb.benchmark.run(slides, MODELS, out=out, **{**OPTIONS, "n_genes": 30})
     other = slides.copy()
-    other.X[0, :5] = 7
+    other.X.data[:5] = 7
     with pytest.raises(RunError, match=r"other data.*tissue_0"):
         hb.benchmark.run(other, MODELS, out=out, **OPTIONS)
     with pytest.raises(RunError, match="other model HiBio-ST"):
