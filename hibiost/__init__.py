@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .settings import settings
 
 if TYPE_CHECKING:
-    from . import benchmark, datasets, errors, genes, get, images, io, metrics, model, pl, pp, spatial, tl
+    from . import benchmark, datasets, errors, genes, get, images, io, metrics, model, pl, pp, spatial, tl, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "settings",
     "spatial",
     "tl",
+    "train",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -14,7 +14,7 @@ from .. import inputs, tl
 from .._files import replacing
 from ..errors import DataError
 from ..model import FeatureEncoder, HibioModel, ModelConfig, feature_encoder, load, presets
-from ..tl._embed import gene_embeddings, image_embeddings
+from ..tl._embed import gene_embeddings, image_embeddings, of_patches
 from ..tl._resolve import sentences_for
 from ._floors import colour_statistics
 from ._splits import Fold
@@ -33,35 +33,43 @@ class Embedded:
     Attributes
     ----------
     images
-        Features of the patches, float32, n_obs x dim.
+        Embeddings of the patches, float32, n_obs x dim: what is clustered and compared with sentences.
+    features
+        What a ridge is fitted to: of a trained model, the tower's output before its projection; else the embeddings.
     sentences
-        Embeddings of the sentences in the same space, where the contestant has a gene side.
+        Embeddings of the sentences in the space of the images, where the contestant has a gene side.
     seen
         Slides that the contestant was trained on.
     """
 
     images: np.ndarray
+    features: np.ndarray
     sentences: np.ndarray | None = None
     seen: Sequence[str] = ()
 
+    def of(self, rows: np.ndarray) -> Embedded:
+        """Those of some spots."""
+        sentences = None if self.sentences is None else self.sentences[rows]
+        return replace(self, images=self.images[rows], features=self.features[rows], sentences=sentences)
+
     def save(self, path: Path) -> None:
         """Write as ``.npz``."""
-        arrays = {"images": self.images, "seen": np.array(self.seen, dtype=str)}
+        arrays = {"images": self.images, "features": self.features, "seen": np.array(self.seen, dtype=str)}
         if self.sentences is not None:
             arrays["sentences"] = self.sentences
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    def of(self, rows: np.ndarray) -> Embedded:
-        """Those of some spots."""
-        sentences = None if self.sentences is None else self.sentences[rows]
-        return replace(self, images=self.images[rows], sentences=sentences)
-
     @classmethod
     def load(cls, path: Path) -> Embedded:
         """Read what :meth:`save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(file["images"], file.get("sentences"), file["seen"].tolist())
+            return cls(file["images"], file["features"], file.get("sentences"), file["seen"].tolist())
+
+    @classmethod
+    def alike(cls, images: np.ndarray) -> Embedded:
+        """Of contestants that have one representation."""
+        return cls(images, images)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class Colours:
         return self.name
 
     def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
-        return Embedded(colours(setting.adata, setting.library_key))
+        return Embedded.alike(colours(setting.adata, setting.library_key))
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ class Untrained:
 
         vocabulary = Vocabulary(("A",), np.ones(1, int), np.ones(1, int))
         model = HibioModel(self.config, vocabulary, rng=seed).to(setting.device).eval()
-        return Embedded(image_embeddings(setting.adata, model, batch_size=64, library_key=setting.library_key))
+        return Embedded.alike(image_embeddings(setting.adata, model, batch_size=64, library_key=setting.library_key))
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ class Fixed:
         encoder = self.source
         if isinstance(encoder, str):
             encoder = feature_encoder(encoder, device=setting.device)
-        return Embedded(image_embeddings(setting.adata, encoder, batch_size=64, library_key=setting.library_key))
+        return Embedded.alike(image_embeddings(setting.adata, encoder, batch_size=64, library_key=setting.library_key))
 
 
 @dataclass(frozen=True)
@@ -178,12 +186,16 @@ class Pretrained:
 
 
 def both_sides(setting: Setting, model: HibioModel) -> Embedded:
-    """Embeddings of patches and of sentences, made with the model's vocabulary."""
+    """Embeddings and features of patches, and embeddings of sentences made with the model's vocabulary."""
+    adata = setting.adata
     options: Any = {"batch_size": 64, "library_key": setting.library_key}
-    sentences = sentences_for(setting.adata, model, layer=setting.layer, library_key=setting.library_key)
+    sentences = sentences_for(adata, model, layer=setting.layer, library_key=setting.library_key)
+    slides = inputs.slides(adata, setting.library_key)
+    features = of_patches(slides, model, model.image_features, batch_size=64, desc="features")
     return Embedded(
-        image_embeddings(setting.adata, model, **options),
-        gene_embeddings(setting.adata, model, sentences, **options),
+        image_embeddings(adata, model, **options),
+        _in_order(features),
+        gene_embeddings(adata, model, sentences, **options),
         model.training_info.get("slides", ()),
     )
 
@@ -191,7 +203,12 @@ def both_sides(setting: Setting, model: HibioModel) -> Embedded:
 def colours(adata: AnnData, library_key: str) -> np.ndarray:
     """Colour statistics of each patch, n_obs x 21."""
     batches = inputs.numbered_patches(inputs.slides(adata, library_key), size=224)
-    rows, values = zip(*((rows, colour_statistics(patches)) for rows, patches in batches), strict=True)
+    return _in_order((rows, colour_statistics(patches)) for rows, patches in batches)
+
+
+def _in_order(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The values of all spots, from batches of rows and values."""
+    rows, values = zip(*batches, strict=True)
     return np.concatenate(values)[np.argsort(np.concatenate(rows))]
 
 

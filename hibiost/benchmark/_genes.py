@@ -45,5 +45,3 @@ def variable_genes(
     expression = inputs.log_expression(inputs.counts(adata, layer), target_sum=target_sum)
     order = most_variable(expression, inputs.libraries(adata, library_key).values())[:n_genes]
     return [str(name) for name in adata.var_names[order]]
-
-

@@ -115,8 +115,8 @@ def _rows(untrained: HibioModel | None, library_key: str) -> dict[str, Callable[
     rows: dict[str, Callable[[AnnData], Embedded | None]] = {"HiBio-ST": _stored}
     if untrained is not None:
         options: Any = {"batch_size": 64, "library_key": library_key}
-        rows["untrained"] = lambda part: Embedded(image_embeddings(part, untrained, **options))
-    return {**rows, "colours": lambda part: Embedded(colours(part, library_key)), "chance": lambda part: None}
+        rows["untrained"] = lambda part: Embedded.alike(image_embeddings(part, untrained, **options))
+    return {**rows, "colours": lambda part: Embedded.alike(colours(part, library_key)), "chance": lambda part: None}
 
 
 def _stored(adata: AnnData) -> Embedded:
@@ -124,7 +124,7 @@ def _stored(adata: AnnData) -> Embedded:
     images, sentences = (
         np.asarray(inputs.slot(adata, "obsm", key, call)) for key in (keys.IMAGE_EMBEDDING, keys.GENE_EMBEDDING)
     )
-    return Embedded(images, sentences)
+    return Embedded(images, images, sentences)
 
 
 def _check_weights(reference: AnnData, adata: AnnData) -> None:

@@ -15,7 +15,8 @@ from .._random import generator
 from ..errors import DataError
 from ..model.retrieval import retrieved_mean
 from ..spatial import majority_vote
-from ..tl._cluster import _kmeans as kmeans
+from ..tl._cluster import kmeans
+from ..tl._predictor import drawn
 from ._contestants import Embedded
 from ._floors import ridge
 from ._genes import variable_genes
@@ -28,7 +29,7 @@ Row: TypeAlias = dict[str, Any]
 TARGETS: tuple[Target, ...] = ("raw", "normalized")
 PERCENTS = (1, 5, 10)
 SCORES = ("mse", "mae", "pcc", "n_constant")
-N_INIT, MAX_ITER = 50, 500
+K_MEANS = {"n_init": 50, "max_iter": 500}
 VOTERS = 5
 
 
@@ -150,6 +151,8 @@ def _measured(adata: AnnData) -> set[str]:
 
 def clustering(case: Case) -> Iterator[Row]:
     """Zero-shot clusters of each held-out slide, raw and smoothed (HiBio-ST, C.2.1); k is the number of its labels."""
+    from sklearn.preprocessing import normalize
+
     label_key = str(case.protocol.label_key)
     xy = inputs.coordinates(case.adata)
     for slide, rows in case.slides.items():
@@ -160,7 +163,8 @@ def clustering(case: Case) -> Iterator[Row]:
         if case.embedded is None:
             raw = generator(case.seed).integers(k, size=len(rows))
         else:
-            raw = kmeans(case.embedded.images[rows], slide, k, N_INIT, MAX_ITER, case.seed)
+            options = {**K_MEANS, "random_state": case.seed}
+            raw = kmeans(normalize(case.embedded.images[rows]), slide, k, options)
         for method, found in (("raw", raw), ("smoothed", majority_vote(raw, xy[rows], k=VOTERS))):
             for metric in ("ari", "nmi"):
                 value = getattr(metrics, metric)(labels, found)
@@ -201,10 +205,9 @@ def few_shot(case: Case) -> Iterator[Row]:
 
 
 def few(case: Case, fraction: float) -> np.ndarray:
-    """That share of each training slide, at least two spots; a smaller share is part of a larger one."""
-    rng = generator(case.seed)
+    """That share of each training slide; a smaller share is part of a larger one."""
     slides = inputs.libraries(case.reference, case.protocol.library_key).values()
-    return np.sort(np.concatenate([rng.permutation(rows)[: max(2, round(fraction * len(rows)))] for rows in slides]))
+    return np.sort(drawn(slides, fraction, case.seed))
 
 
 def _predictions(case: Case, expression: np.ndarray, among: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -213,7 +216,7 @@ def _predictions(case: Case, expression: np.ndarray, among: np.ndarray) -> Itera
     if case.known is None or case.embedded is None:
         yield "training mean", np.repeat(expression.mean(axis=0, keepdims=True), case.adata.n_obs, axis=0)
         return
-    yield "ridge", ridge(case.known.images[among], expression, queries=case.embedded.images)
+    yield "ridge", ridge(case.known.features[among], expression, queries=case.embedded.features)
     if case.known.sentences is not None:
         k, bank = min(case.protocol.top_k, len(among)), case.known.sentences[among]
         yield "retrieval", retrieved_mean(case.embedded.images, bank, sparse.csr_matrix(expression), k=k)

@@ -7,8 +7,4 @@ from ._pred import spatial_pred
 from ._score import spatial_score
 from ._training import training
 
-<<<<<<< HEAD
-__all__ = ["region_history", "spatial_clusters", "spatial_pred", "spatial_score", "training"]
-=======
-__all__ = ["benchmark", "region_history", "spatial_clusters", "spatial_pred", "training"]
->>>>>>> a8e82ed (WIP benchmark)
+__all__ = ["benchmark", "region_history", "spatial_clusters", "spatial_pred", "spatial_score", "training"]

@@ -201,7 +201,7 @@ class _Choice(NamedTuple):
 
 def _choose(features: Any, group: str, numbers: list[int], options: dict[str, int]) -> _Choice:
     """The clusters of highest silhouette."""
-    found = [_kmeans(features, group, number, options) for number in numbers]
+    found = [kmeans(features, group, number, options) for number in numbers]
     if len(numbers) == 1:
         return _Choice(numbers[0], found[0], [])
     sample = np.arange(features.shape[0])
@@ -232,7 +232,7 @@ def _table(found: dict[str, _Choice], candidates: dict[str, list[int]]) -> dict[
     return table | chosen if scores.size else table
 
 
-def _kmeans(features: Any, group: str, n_clusters: int, options: dict[str, int]) -> NDArray[np.int64]:
+def kmeans(features: Any, group: str, n_clusters: int, options: dict[str, int]) -> NDArray[np.int64]:
     """K-means labels of unit rows, 0 for the largest cluster; one thread, since sums depend on how many there are."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning

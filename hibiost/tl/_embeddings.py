@@ -9,7 +9,7 @@ from .. import inputs, keys
 from ..errors import ModelError
 from ..settings import settings
 from ._embed import gene_embeddings, image_embeddings
-from ._resolve import new_sentences, resolve_model, sentence_rows
+from ._resolve import resolve_model, sentence_rows, sentences_for
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,8 +66,6 @@ class Embeddings:
         return self._computed(adata, side, layer) if found is None else found
 
     def _computed(self, adata: AnnData, side: str, layer: str | None) -> np.ndarray:
-        from ..train import Recipe
-
         self._check_at_hand(adata)
         options: dict[str, Any] = {"batch_size": self._batch_size, "library_key": self._library_key}
         if side == "image":
@@ -75,15 +73,7 @@ class Embeddings:
         if keys.SENTENCE in adata.obsm:
             sentences = sentence_rows(adata, self.model.vocabulary)
         else:
-            recipe = Recipe().updated(self.model.training_info.get("recipe", {}))
-            sentences = new_sentences(
-                adata,
-                self.model.vocabulary,
-                n_genes=recipe.n_genes,
-                selection=recipe.selection,
-                layer=layer,
-                library_key=self._library_key,
-            )
+            sentences = sentences_for(adata, self.model, layer=layer, library_key=self._library_key)
         return gene_embeddings(adata, self.model, sentences, **options)
 
     def _check_at_hand(self, adata: AnnData) -> None:
