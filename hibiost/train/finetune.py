@@ -141,6 +141,19 @@ def finetune(
     ------
     RunError
         The loss is no longer finite.
+
+    Examples
+    --------
+    >>> import numpy as np, hibiost as hb
+    >>> from scipy import sparse
+    >>> vocabulary = hb.genes.Vocabulary(("ERBB2", "MGP"), np.array([1, 2]), np.array([3, 3]))
+    >>> model = hb.model.HibioModel(hb.model.ModelConfig.preset("ResNet-10"), vocabulary)
+    >>> expression = sparse.csr_matrix(np.eye(4, 2, dtype=np.float32))
+    >>> spots = hb.train.Measured(np.zeros((4, 112, 112, 3), dtype=np.uint8), expression)
+    >>> recipe = hb.train.FineTuning(epochs=1, batch_size=4)
+    >>> weight, bias, history = hb.train.finetune(model, spots, recipe=recipe, seed=0, progress=False)
+    >>> weight.shape, bias.shape
+    ((512, 2), (2,))
     """
     device = model.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -88,6 +88,18 @@ def fit(
     ------
     RunError
         The loss or the weights are no longer finite, or a checkpoint cannot be written or read.
+
+    Examples
+    --------
+    >>> import numpy as np, hibiost as hb
+    >>> vocabulary = hb.genes.Vocabulary(("ERBB2", "MGP"), np.array([1, 2]), np.array([3, 3]))
+    >>> model = hb.model.HibioModel(hb.model.ModelConfig.preset("ResNet-10"), vocabulary)
+    >>> tokens = model.tokenizer(np.array([[0, 1], [1, -1], [0, -1], [1, 0]]))
+    >>> pairs = hb.train.Pairs(np.zeros((4, 112, 112, 3), dtype=np.uint8), tokens)
+    >>> recipe = hb.train.Recipe(epochs=1, batch_size=4, shift=0)
+    >>> history, _ = hb.train.fit(model, pairs, recipe=recipe, seed=0, progress=False)
+    >>> [entry["epoch"] for entry in history]
+    [1]
     """
     ranks = current()
     task = Alignment(
