@@ -106,7 +106,7 @@ def predicted_genes(adata: AnnData, *, key: str = keys.PREDICTED) -> pd.DataFram
     Raises
     ------
     MissingSlotError
-        ``uns[key]`` is not there, or tells nothing of genes.
+        ``uns[key]`` is not there, or tells nothing of genes but their names.
 
     Examples
     --------
@@ -126,6 +126,11 @@ def predicted_genes(adata: AnnData, *, key: str = keys.PREDICTED) -> pd.DataFram
             f"{nearest(key, found)}"
         )
     columns = {name: entry[name] for name in ("confidence", "expected_pcc", "trusted") if name in entry}
+    if not columns:
+        raise MissingSlotError(
+            f"uns[{key!r}] tells no expected_pcc: the predictor was fitted to one slide, or without calibrate; fit one "
+            "to several, with hibiost.tl.fit_predictor."
+        )
     table = pd.DataFrame(columns, index=pd.Index(entry["genes"], name="gene"))
     by = "expected_pcc" if "expected_pcc" in table else "confidence"
     return table.sort_values(by, ascending=False, kind="stable", na_position="last")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -103,23 +103,64 @@ def cross_validate(
     -------
     The calibration; ``None`` where there is one group only, or no slide of 10 spots.
     """
-    enough = [i for i, rows in enumerate(slides) if len(rows) >= MIN_SPOTS]
-    if len(set(groups)) < 2 or not enough:
+    held_out = _held_out(slides)
+    if len(set(groups)) < 2 or not held_out:
         return None
-    held_out = [enough[i] for i in _evenly(len(enough), MAX_SLIDES)]
-    total, variance, n_varying = np.zeros((3, expression.shape[1]))
-    for group in dict.fromkeys(groups[i] for i in held_out):
-        others = [rows for rows, other in zip(slides, groups, strict=True) if other != group]
-        predict = fit(np.sort(np.concatenate(others)))
-        for rows in (slides[i] for i in held_out if groups[i] == group):
-            rows = rows[_evenly(len(rows), MAX_SPOTS)]
-            correlations = _correlations(expression[rows], predict(rows))
-            varying = ~np.isnan(correlations)
-            total[varying] += correlations[varying]
-            variance += varying / (len(rows) - 1)
-            n_varying += varying
+
+    def predictions() -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+        for group in dict.fromkeys(groups[i] for i in held_out):
+            others = [rows for rows, other in zip(slides, groups, strict=True) if other != group]
+            predict = fit(np.sort(np.concatenate(others)))
+            for rows in (rows for i, rows in held_out.items() if groups[i] == group):
+                yield expression[rows], predict(rows)
+
+    return _over_slides(predictions(), expression.shape[1])
+
+
+def validate(
+    expression: sparse.csr_matrix, slides: Sequence[np.ndarray], predict: Callable[[np.ndarray], np.ndarray]
+) -> Calibration | None:
+    """Correlation of each gene on slides that nothing was learnt from, measured as in :func:`cross_validate`.
+
+    Parameters
+    ----------
+    expression
+        n_spots x n_genes.
+    slides
+        Rows of each slide.
+    predict
+        From rows to their predictions.
+
+    Returns
+    -------
+    The calibration; ``None`` where there is no slide of 10 spots.
+    """
+    held_out = _held_out(slides).values()
+    if not held_out:
+        return None
+    return _over_slides(((expression[rows], predict(rows)) for rows in held_out), expression.shape[1])
+
+
+def _held_out(slides: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+    """Some rows of the slides that have enough spots, by the place of the slide."""
+    enough = [i for i, rows in enumerate(slides) if len(rows) >= MIN_SPOTS]
+    chosen = [enough[i] for i in _evenly(len(enough), MAX_SLIDES)]
+    return {i: slides[i][_evenly(len(slides[i]), MAX_SPOTS)] for i in chosen}
+
+
+def _over_slides(pairs: Iterable[tuple[sparse.csr_matrix, np.ndarray]], n_genes: int) -> Calibration:
+    """From the measured and the predicted expression of each slide."""
+    total, variance, n_varying = np.zeros((3, n_genes))
+    n_slides = 0
+    for truth, predicted in pairs:
+        correlations = _correlations(truth, predicted)
+        varying = ~np.isnan(correlations)
+        total[varying] += correlations[varying]
+        variance += varying / (len(predicted) - 1)
+        n_varying += varying
+        n_slides += 1
     seen = np.where(n_varying, n_varying, np.nan)
-    return Calibration(total / seen, np.sqrt(variance) / seen, len(held_out))
+    return Calibration(total / seen, np.sqrt(variance) / seen, n_slides)
 
 
 def _evenly(n: int, most: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from .confidence import Calibration
 from .features import FeatureEncoder
 from .files import read, tensors_of, writing
 from .hibio import HibioModel, load
@@ -22,6 +23,7 @@ FORMAT_VERSION = 1
 TARGETS = ("raw", "normalized")
 _FILES = _WEIGHTS, _CONFIG = "predictor.safetensors", "predictor.json"
 _MODEL = "model"
+_CALIBRATION = "calibration."
 
 
 def image_features(model: HibioModel | FeatureEncoder, patches: np.ndarray) -> np.ndarray:
@@ -49,6 +51,9 @@ class Predictor:
         Counts a spot is scaled to; ``None`` for raw counts.
     params
         How it was fitted, as plain JSON values.
+    calibration
+        How well genes are predicted on slides that were held out, where there were any: ``expected_pcc``, the mean of
+        their correlations, and its ``noise``, were spots permuted, float64 (n_genes,); and ``n_slides``.
 
     Examples
     --------
@@ -68,6 +73,7 @@ class Predictor:
     target: str = "raw"
     target_sum: float | None = None
     params: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.weight), len(self.genes)), (len(self.genes),)
@@ -81,13 +87,15 @@ class Predictor:
                 f"target is {self.target!r} and target_sum {self.target_sum}; expected 'raw' without target_sum, or "
                 "'normalized' with one."
             )
+        if self.calibration is not None and {len(part) for part in self.calibration[:2]} != {len(self.genes)}:
+            raise ModelError(f"calibration is not that of {len(self.genes)} genes; expected an entry for each of them.")
 
     def predict(self, patches: np.ndarray) -> np.ndarray:
         """Expression of uint8 patches, n x size x size x 3, in one batch; returns float32, n x n_genes."""
         return image_features(self.model, patches) @ self.weight + self.bias
 
     def fingerprint(self) -> str:
-        """A short hash of image tower, head and genes."""
+        """A short hash of image tower, head and genes: of all that predictions depend on."""
         about = [self.model.fingerprint(), *self.genes, self.target, repr(self.target_sum)]
         return fingerprint(self._head, "\n".join(about))
 
@@ -130,7 +138,7 @@ class Predictor:
             "target_sum": self.target_sum,
             "params": self.params,
         }
-        with writing(folder, _FILES, self._head, about):
+        with writing(folder, _FILES, {**self._head, **_tensors(self.calibration)}, about):
             self.model.save(folder / _MODEL)
         return folder
 
@@ -168,11 +176,12 @@ def load_predictor(predictor: str | os.PathLike[str] | Predictor, *, device: str
         return predictor
     folder = Path(predictor)
     about = read(folder, _FILES, version=FORMAT_VERSION, kind="predictor", mend="hb.tl.fit_predictor fits a predictor.")
-    head = tensors_of(folder / _WEIGHTS)
+    tensors = tensors_of(folder / _WEIGHTS)
     model = load(folder / _MODEL, device=device)
     try:
         known = {name: about[name] for name in ("genes", "target", "target_sum", "params")}
-        found = Predictor(model, weight=head["weight"].numpy(), bias=head["bias"].numpy(), **known)
+        weight, bias = tensors["weight"].numpy(), tensors["bias"].numpy()
+        found = Predictor(model, weight=weight, bias=bias, calibration=_calibration(tensors), **known)
     except KeyError as error:
         raise ModelError(f"{folder} lacks the entry {error}; save the predictor again.") from error
     if found.fingerprint() != about.get("fingerprint"):
@@ -181,3 +190,15 @@ def load_predictor(predictor: str | os.PathLike[str] | Predictor, *, device: str
             "copy or save the predictor again."
         )
     return found
+
+
+def _tensors(calibration: Calibration | None) -> dict[str, Tensor]:
+    parts = {} if calibration is None else calibration._asdict()
+    return {_CALIBRATION + name: torch.as_tensor(part) for name, part in parts.items()}
+
+
+def _calibration(tensors: dict[str, Tensor]) -> Calibration | None:
+    if not any(name.startswith(_CALIBRATION) for name in tensors):
+        return None
+    expected, noise, n_slides = (tensors[_CALIBRATION + name] for name in Calibration._fields)
+    return Calibration(expected.numpy(), noise.numpy(), int(n_slides))

@@ -20,7 +20,12 @@ CHANCE = 3.0
 
 
 def expected_pcc(
-    reference: AnnData, expression: sparse.csr_matrix, fit: Fit, *, library_key: str = keys.LIBRARY
+    reference: AnnData,
+    expression: sparse.csr_matrix,
+    fit: Fit,
+    *,
+    library_key: str = keys.LIBRARY,
+    patient_key: str = keys.PATIENT,
 ) -> Calibration | None:
     """Correlation of each gene on slides of the reference that are predicted from its other patients, or slides.
 
@@ -29,7 +34,7 @@ def expected_pcc(
     from ..model.confidence import cross_validate
 
     slides = inputs.libraries(reference, library_key)
-    groups, kind = _groups(reference, slides)
+    groups, kind = _groups(reference, slides, patient_key)
     found = cross_validate(expression, list(slides.values()), groups, fit)
     if found is None:
         logger.info(
@@ -41,10 +46,10 @@ def expected_pcc(
     return found
 
 
-def _groups(reference: AnnData, slides: dict[str, np.ndarray]) -> tuple[list[str], str]:
+def _groups(reference: AnnData, slides: dict[str, np.ndarray], patient_key: str) -> tuple[list[str], str]:
     """The patient of each slide where there are several, else the slide itself."""
-    if keys.PATIENT in reference.obs:
-        patients = reference.obs[keys.PATIENT]
+    if patient_key in reference.obs:
+        patients = reference.obs[patient_key]
         known = [patients.iloc[rows].dropna().astype(str).unique() for rows in slides.values()]
         found = [
             f"patient {names[0]}" if len(names) else f"slide {slide}"

@@ -8,9 +8,9 @@ import numpy as np
 
 from .. import inputs, keys
 from .._ranks import ALONE, Ranks
-from ..errors import DataError, ModelError
+from ..errors import DataError
 from ..settings import logger, settings
-from ._resolve import resolve_device, resolve_images, sentence_rows, together
+from ._resolve import resolve_device, resolve_images, resolve_model, sentence_rows, together
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,18 +95,16 @@ def embed(
     >>> adata.obsm["X_hibiost_image"].shape
     (100, 128)
     """
-    from ..model import FeatureEncoder, HibioModel
+    from ..model import HibioModel
 
     inputs.check_spots(adata)
     if modality not in MODALITIES:
         raise DataError(f"modality is {modality!r}; expected one of {list(MODALITIES)}.")
     device = resolve_device(device)
     model = settings.model if model is None else model
-    if modality == "gene" and isinstance(model, FeatureEncoder):
-        raise ModelError(f"{model.name} reads images only; expected modality='image', or a model of hb.tl.pretrain.")
     found: dict[str, np.ndarray] = {}
     with together(device) as ranks:
-        resolved = resolve_images(model, device)
+        resolved = (resolve_model if modality == "gene" else resolve_images)(model, device)
         options: Any = {"batch_size": batch_size, "library_key": library_key, "ranks": ranks}
         if modality != "gene":
             found["image"] = image_embeddings(adata, resolved, **options)

@@ -14,7 +14,7 @@ from ._resolve import resolve_model, sentence_rows, sentences_for
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ..model import HibioModel
+    from ..model import FeatureEncoder, HibioModel
 
 
 class Embeddings:
@@ -23,7 +23,7 @@ class Embeddings:
     def __init__(
         self,
         adata: AnnData,
-        model: str | os.PathLike[str] | HibioModel | None,
+        model: str | os.PathLike[str] | HibioModel | FeatureEncoder | None,
         device: str,
         batch_size: int,
         library_key: str,

@@ -19,7 +19,7 @@ from ._resolve import resolve_device
 if TYPE_CHECKING:
     from scipy import sparse
 
-    from ..model import HibioModel, Predictor
+    from ..model import FeatureEncoder, HibioModel, Predictor
     from ..model.confidence import Fit
 
 METHODS = ("retrieval", "regression")
@@ -32,7 +32,7 @@ def predict(
     reference: AnnData | Predictor | str | os.PathLike[str],
     *,
     method: Literal["retrieval", "regression"] = "retrieval",
-    model: str | os.PathLike[str] | HibioModel | None = None,
+    model: str | os.PathLike[str] | HibioModel | FeatureEncoder | None = None,
     genes: Sequence[str] | None = None,
     target: Literal["raw", "normalized"] | None = None,
     top_k: int = 100,
@@ -55,14 +55,15 @@ def predict(
     neither they nor anything else is written to ``reference``. The search is exact and takes little memory: a reference
     of a million spots fits on a laptop.
 
-    How far each gene can be trusted is written beside the prediction, see :func:`hibiost.get.predicted_genes`:
-    ``confidence`` tells how far the neighbours of each spot agree, ``expected_pcc`` how well slides of the reference
-    are predicted from the rest of it. The latter needs a reference whose images are embedded by the same model
-    (``hb.tl.embed(reference, model=model)``) and two slides; patients are left out as a whole where ``obs["patient"]``
-    tells several. A model that was trained on these slides has seen them: on other slides expect less.
-
     By regression, a ridge on image features is fitted to the reference, see :func:`hibiost.tl.fit_predictor`; a
     predictor that is fitted already, or the folder of one, is taken in the place of the reference.
+
+    How far each gene can be trusted is written beside the prediction, see :func:`hibiost.get.predicted_genes`:
+    ``expected_pcc`` tells how well slides of the reference are predicted from the rest of it. It takes two slides;
+    patients are left out as a whole where ``obs["patient"]`` tells several. Retrieval needs a reference whose images
+    are embedded by the same model (``hb.tl.embed(reference, model=model)``); predictors bring what they were fitted
+    with. A model that was trained on these slides has seen them: on other slides expect less. By retrieval,
+    ``confidence`` also tells how far the neighbours of each spot agree.
 
     Parameters
     ----------
@@ -74,6 +75,7 @@ def predict(
         ``"retrieval"`` or ``"regression"``; not read where a predictor is given.
     model
         A model, or the folder of one; by default the one ``adata`` was embedded with, else ``hibiost.settings.model``.
+        By regression also what :func:`hibiost.model.feature_encoder` returns. A predictor has its own.
     genes
         Genes to predict; all of the reference, or of the predictor, where not given (n_obs x n_genes x 4 bytes).
     target
@@ -86,7 +88,8 @@ def predict(
         proportional to: ``"similarity"``: max(s, 0), the paper's; ``"softmax"``: exp(s x the model's learned scale);
         ``"uniform"``: 1 (BLEEP); ``"inverse_distance"``: 1 / d^2 (mclSTExp).
     calibrate
-        Whether retrieval computes ``expected_pcc``, on at most 20 slides of the reference and 500 spots of each.
+        Whether ``expected_pcc`` is computed, on at most 20 slides of the reference and 500 spots of each; not read
+        where a predictor is given.
     min_pcc
         The ``expected_pcc`` from which a gene is trusted.
     layer
@@ -111,14 +114,15 @@ def predict(
     ``uns["predicted_expression"]``
         ``fingerprint`` of the model's weights, and ``params``, with ``method``, ``target`` and, for normalised counts,
         ``target_sum``; of a regression also ``fit`` (``"ridge"`` or ``"finetune"``) and the fingerprint ``predictor``.
-        Of retrieval also ``genes``, and for each gene
+        Also ``genes``, and for each gene
 
-        ``confidence``: share of the variance of the neighbours' expression that lies between spots, 0 to 1, the mean
-        over slides (correlation ratio: V / (V + W) with the variance V of the prediction over spots, and the mean W
-        over spots of the weighted variance among the neighbours). NaN where all neighbours are equal.
+        ``confidence``: only of retrieval; share of the variance of the neighbours' expression that lies between spots,
+        0 to 1, the mean over slides (correlation ratio: V / (V + W) with the variance V of the prediction over spots,
+        and the mean W over spots of the weighted variance among the neighbours). NaN where all neighbours are equal.
 
-        ``expected_pcc``: mean correlation over slides of the reference that are predicted from the others; NaN where
-        the gene is constant on all. Only where it could be computed; so is
+        ``expected_pcc``: mean correlation over slides of the reference that are predicted from the others, or over the
+        validation of a fine-tuned predictor; NaN where the gene is constant on all. Only where it could be computed;
+        so is
 
         ``trusted``: bool, whether ``expected_pcc`` reaches ``min_pcc`` and exceeds three standard deviations of what
         permuted spots would give.
@@ -126,7 +130,8 @@ def predict(
     Raises
     ------
     ModelError
-        No model, embeddings made with other weights, or a folder that holds no predictor.
+        No model, one that reads images only where gene sentences are searched, embeddings made with other weights, or
+        a folder that holds no predictor.
     DataError
         Counts that are none, unknown genes, ``top_k`` below 1, ``min_pcc`` that is no correlation, no gene shared with
         the model, or a target that the predictor was not fitted to.
@@ -151,8 +156,8 @@ def predict(
         from ._predictor import by_regression
 
         return by_regression(
-            adata, reference, model=model, genes=genes, target=target, layer=layer, batch_size=batch_size,
-            library_key=library_key, key_added=key_added, device=device, copy=copy,
+            adata, reference, model=model, genes=genes, target=target, calibrate=calibrate, min_pcc=min_pcc,
+            layer=layer, batch_size=batch_size, library_key=library_key, key_added=key_added, device=device, copy=copy,
         )  # fmt: skip
     target = target or "raw"
     device = resolve_device(device)

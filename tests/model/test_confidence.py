@@ -116,3 +116,13 @@ def test_bounds_are_evenly_spread(monkeypatch):
 @pytest.mark.parametrize(("slides", "groups"), [(SLIDES, ["a"] * 4), ([range(5), range(5, 10)], ["a", "b"])])
 def test_nothing_to_hold_out(slides, groups):
     assert confidence.cross_validate(sparse.csr_matrix(expression()), list(map(np.array, slides)), groups, None) is None
+
+
+def test_slides_that_nothing_was_learnt_from():
+    values, noise = expression(), np.random.default_rng(2).normal(size=(50, 4))
+    found = confidence.validate(sparse.csr_matrix(values), SLIDES[:1], lambda rows: values[rows] + noise[rows])
+    expected = pearsonr(values[:12, 0], (values + noise)[:12, 0]).statistic
+    np.testing.assert_allclose(found.expected_pcc[:3], [expected, np.nan, np.nan])
+    np.testing.assert_allclose(found.noise[0], 1 / np.sqrt(11))
+    assert found.n_slides == 1
+    assert confidence.validate(sparse.csr_matrix(values), SLIDES[3:], None) is None

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from hibiost.errors import DataError, ModelError
 from hibiost.model import FeatureEncoder, Predictor, load_predictor, untrained
+from hibiost.model.confidence import Calibration
 
 GENES = ["MGP", "IGLL5"]
 
@@ -70,6 +71,21 @@ def test_round_trip_keeps_everything(predictor, saved):
     assert names == ["model/config.json", "model/model.safetensors", "predictor.json", "predictor.safetensors"]
 
 
+def test_round_trip_of_the_calibration(predictor, saved):
+    assert load_predictor(saved).calibration is None
+    measured = replace(predictor, calibration=Calibration(np.array([0.3, np.nan]), np.array([0.1, np.nan]), 4))
+    found = load_predictor(measured.save(saved)).calibration
+    np.testing.assert_array_equal(found[:2], measured.calibration[:2])
+    assert found.expected_pcc.dtype == np.float64
+    assert found.n_slides == 4
+    assert measured.fingerprint() == predictor.fingerprint()
+    tensors = load_file(saved / "predictor.safetensors")
+    del tensors["calibration.noise"]
+    save_file(tensors, saved / "predictor.safetensors")
+    with pytest.raises(ModelError, match=r"lacks the entry 'calibration\.noise'"):
+        load_predictor(saved)
+
+
 def test_the_fingerprint_tells_every_part(predictor, model):
     others = [
         predictor,
@@ -88,6 +104,8 @@ def test_parts_that_do_not_fit_are_refused(predictor):
         replace(predictor, bias=np.zeros(3))
     with pytest.raises(ModelError, match="target is 'raw' and target_sum 950"):
         replace(predictor, target="raw")
+    with pytest.raises(ModelError, match="calibration is not that of 2 genes"):
+        replace(predictor, calibration=Calibration(np.zeros(3), np.zeros(3), 2))
 
 
 @pytest.mark.parametrize("name", ["predictor.json", "predictor.safetensors", "model/config.json"])

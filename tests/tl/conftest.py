@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 import hibiost as hb
 
@@ -59,6 +60,18 @@ def _embedded(_sections, model):
 def embedded(_embedded):
     """Held-out slide and reference with sentences and embeddings."""
     return tuple(adata.copy() for adata in _embedded)
+
+
+@pytest.fixture
+def encoder():
+    """Mean and standard deviation of the colours of a patch."""
+
+    class Colours(torch.nn.Module):
+        def forward(self, pixels):
+            return torch.cat([pixels.mean((2, 3)), pixels.std((2, 3))], dim=1)
+
+    options = {"licence": "", "source": "", "output": "", "patch_size": 64}
+    return hb.model.FeatureEncoder("colours", Colours(), torch.Tensor.float, **options)
 
 
 @pytest.fixture

@@ -220,6 +220,19 @@ def test_two_models_and_none_at_hand(embedded, model, unchanged):
         hb.tl.predict(slide, reference)
 
 
+def test_encoders_of_images_are_refused_where_sentences_are_read(embedded, encoder, unchanged):
+    slide, reference = embedded
+    with unchanged(slide):
+        for call in (
+            lambda: hb.tl.predict(slide, reference, model=encoder),
+            lambda: hb.tl.retrieve(slide, reference, model=encoder),
+            lambda: hb.tl.annotate(slide, ["MGP"], model=encoder),
+            lambda: hb.tl.embed(slide, model=encoder, modality="gene"),
+        ):
+            with pytest.raises(ModelError, match=r"colours reads images only; expected a model of hb\.tl\.pretrain"):
+                call()
+
+
 def test_more_refusals(embedded, model, unchanged):
     slide, reference = embedded
     foreign = reference.copy()

@@ -2,16 +2,16 @@
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import hibiost as hb
-from hibiost.errors import DataError, ImageError, ModelError, RunError
+from hibiost.errors import DataError, ImageError, MissingSlotError, ModelError, RunError
 from hibiost.model.ridge import ALPHAS
 from hibiost.tl._predictor import drawn
 
@@ -25,31 +25,32 @@ def log_counts(adata, target_sum=None):
     return np.log1p(counts)
 
 
+def features_of(adata, model):
+    batches = hb.tl._embed.of_patches(hb.inputs.slides(adata), model, model.image_features, batch_size=64, desc="")
+    rows, values = zip(*batches, strict=True)
+    return np.concatenate(values)[np.argsort(np.concatenate(rows))].astype(float)
+
+
 def predicted(slide, predictor, **options):
     hb.tl.predict(slide, predictor, **options)
     return slide.obsm["predicted_expression"]
 
 
 def test_a_ridge_equals_scikit_learn_on_the_features_of_the_tower(reference, slide, model):
-    def of(adata):
-        batches = hb.tl._embed.of_patches(hb.inputs.slides(adata), model, model.image_features, batch_size=64, desc="")
-        rows, values = zip(*batches, strict=True)
-        return np.concatenate(values)[np.argsort(np.concatenate(rows))].astype(float)
-
     order = np.random.default_rng(0).permutation(reference.n_obs)
     reference = reference[order].copy()  # slides mixed
     totals = reference.X.sum(axis=1)
     for target, target_sum in (("raw", None), ("normalized", np.median(np.asarray(totals)))):
         predictor = hb.tl.fit_predictor(reference, model=model, target=target)
         expected = make_pipeline(StandardScaler(), RidgeCV(ALPHAS)).fit(
-            of(reference), log_counts(reference, target_sum)
+            features_of(reference, model), log_counts(reference, target_sum)
         )
         assert predictor.params["alpha"] == expected[-1].alpha_
         assert predictor.params["loo_mse"] == pytest.approx(-expected[-1].best_score_, rel=1e-4)
         table = predicted(slide, predictor)
         assert (table.dtypes == np.float32).all()
         assert list(table.columns) == list(reference.var_names)
-        np.testing.assert_allclose(table.to_numpy(), expected.predict(of(slide)), atol=2e-3)
+        np.testing.assert_allclose(table.to_numpy(), expected.predict(features_of(slide, model)), atol=2e-3)
         assert predictor.target_sum == target_sum
 
 
@@ -63,10 +64,11 @@ def test_from_reference_predictor_and_folder(reference, slide, model, tmp_path, 
     options = {"genes": ["MGP", "ERBB2"], "target": "normalized"}
     with unchanged(reference):
         predictor = hb.tl.fit_predictor(reference, model=model, **options)
-        hb.tl.predict(slide, reference, model=model, method="regression", **options)
+        hb.tl.predict(slide, reference, model=model, method="regression", calibrate=False, **options)
     expected = slide.obsm.pop("predicted_expression")
     assert list(expected.columns) == ["MGP", "ERBB2"]
     record = slide.uns.pop("predicted_expression")
+    assert record.pop("genes").tolist() == ["MGP", "ERBB2"]
     assert record == {
         "fingerprint": model.fingerprint(),
         "params": {
@@ -79,7 +81,9 @@ def test_from_reference_predictor_and_folder(reference, slide, model, tmp_path, 
     }
     for given_ in (predictor, predictor.save(tmp_path / "p")):
         assert predicted(slide, given_).equals(expected)
-        assert slide.uns["predicted_expression"] == record
+        found = slide.uns["predicted_expression"]
+        assert found["fingerprint"] == record["fingerprint"]
+        assert found["params"] == {**record["params"], "min_pcc": 0.2}
     assert predicted(slide, predictor, genes="ERBB2").equals(expected[["ERBB2"]])
     changed = hb.tl.predict(slide, predictor, key_added="p", copy=True)
     assert "p" not in slide.obsm
@@ -99,22 +103,98 @@ def test_the_model_of_the_embedding_is_found_again(reference, slide, model, tmp_
         hb.tl.fit_predictor(slide)
 
 
-def test_an_encoder_of_another_package(reference, slide):
-    class Colours(torch.nn.Module):
-        def forward(self, pixels):
-            return torch.cat([pixels.mean((2, 3)), pixels.std((2, 3))], dim=1)
-
-    encoder = hb.model.FeatureEncoder(
-        "colours", Colours(), torch.Tensor.float, licence="", source="", output="", patch_size=64
-    )
+def test_an_encoder_of_another_package(reference, slide, encoder):
     table = predicted(slide, hb.tl.fit_predictor(reference, model=encoder, target="normalized"))
     batches = [list(hb.pp.iter_patches(adata, size=64)) for adata in (reference, slide)]
     seen = [encoder.embed_images(np.concatenate([patches for _, patches in each])) for each in batches]
     target_sum = np.median(np.asarray(reference.X.sum(axis=1)))
     expected = hb.benchmark.ridge(seen[0], log_counts(reference, target_sum), queries=seen[1])
     np.testing.assert_allclose(table.to_numpy(), expected, atol=1e-4)
+    at_once = predicted(slide, reference, model=encoder, method="regression", target="normalized")
+    assert at_once.equals(table)
+    assert slide.uns["predicted_expression"]["fingerprint"] == encoder.fingerprint()
     with pytest.raises(ModelError, match="a FeatureEncoder cannot be fine-tuned"):
         hb.tl.fit_predictor(reference, model=encoder, method="finetune")
+
+
+# -- trust ------------------------------------------------------------------------------------------------------------
+
+
+def held_out_pcc(reference, model, alpha, target_sum, column):
+    """Mean over slides of the PCC of each gene; what shares the entry of a column is held out together."""
+    features, truth, found = features_of(reference, model), log_counts(reference, target_sum), []
+    for name in reference.obs["library_id"].unique():
+        held = (reference.obs["library_id"] == name).to_numpy()
+        others = ~reference.obs[column].isin(reference.obs[column][held]).to_numpy()
+        ridge = make_pipeline(StandardScaler(), Ridge(alpha)).fit(features[others], truth[others])
+        found.append(hb.metrics.pcc(truth[held], ridge.predict(features[held])))
+    return np.mean(found, axis=0)
+
+
+def quarters(reference):
+    """Two slides of each patient, spots of all mixed."""
+    reference.obs["library_id"] = (reference.obs["library_id"].astype(str) + np.tile(["l", "r"], 100)).to_numpy()
+    spatial = reference.uns["spatial"]
+    reference.uns["spatial"] = {name: spatial[name[:-1]] for name in reference.obs["library_id"].unique()}
+    return reference[np.random.default_rng(0).permutation(reference.n_obs)].copy()
+
+
+@pytest.mark.parametrize(("column", "target"), [("library_id", "raw"), ("patient", "normalized")])
+def test_expected_pcc_equals_a_loop_over_slides(reference, slide, model, column, target, caplog):
+    reference = quarters(reference)
+    options = {} if column == "patient" else {"patient_key": "nobody"}
+    predictor = hb.tl.fit_predictor(reference, model=model, target=target, **options)
+    assert (
+        f"4 slides of the reference, predicted from its other {column.replace('library_id', 'slide')}s" in caplog.text
+    )
+    expected = held_out_pcc(reference, model, predictor.params["alpha"], predictor.target_sum, column)
+    np.testing.assert_allclose(predictor.calibration.expected_pcc, expected, atol=1e-4)
+    hb.tl.predict(slide, predictor, min_pcc=0.25, genes=list(reference.var_names[::-1]))
+    entry = slide.uns["predicted_expression"]
+    assert entry["genes"].tolist() == list(reference.var_names[::-1])
+    np.testing.assert_array_equal(entry["expected_pcc"], predictor.calibration.expected_pcc[::-1])
+    chance = 3 * np.sqrt(4 / 49) / 4
+    for min_pcc, least in ((0.25, 0.25), (-1, chance)):
+        hb.tl.predict(slide, predictor, min_pcc=min_pcc)
+        entry = slide.uns["predicted_expression"]
+        np.testing.assert_array_equal(entry["trusted"], predictor.calibration.expected_pcc > least)
+        assert 0 < entry["trusted"].sum() < reference.n_vars
+        assert entry["params"]["min_pcc"] == min_pcc
+
+
+def test_trust_goes_with_the_predictor(reference, slide, model, tmp_path):
+    counts = reference.X.toarray()
+    counts[:, 3] = 2
+    reference.X = counts
+    hb.tl.predict(slide, reference, model=model, method="regression")
+    expected = hb.get.predicted_genes(slide)
+    assert expected.columns.tolist() == ["expected_pcc", "trusted"]
+    assert expected.index[expected["expected_pcc"].isna()].tolist() == [reference.var_names[3]]
+    folder = hb.tl.fit_predictor(reference, model=model).save(tmp_path / "p")
+    predicted(slide, folder)
+    pd.testing.assert_frame_equal(hb.get.predicted_genes(slide), expected)
+    slide.write_h5ad(tmp_path / "slide.h5ad")
+    back = ad.read_h5ad(tmp_path / "slide.h5ad")
+    pd.testing.assert_frame_equal(hb.get.predicted_genes(back), expected, check_index_type=False)
+    fewer = predicted(slide, folder, genes=["MGP"])
+    assert hb.get.predicted_genes(slide).equals(expected.loc[list(fewer.columns)])
+
+
+def test_one_slide_tells_nothing(slide, reference, model, caplog):
+    predictor = hb.tl.fit_predictor(slide, model=model, genes=3)
+    assert predictor.calibration is None
+    assert "the reference holds 1 slide(s), of 100 spots: no expected_pcc" in caplog.text
+    predicted(reference, predictor)
+    assert set(reference.uns["predicted_expression"]) == {"fingerprint", "params", "genes"}
+    with pytest.raises(MissingSlotError, match="tells no expected_pcc: the predictor was fitted to one slide"):
+        hb.get.predicted_genes(reference)
+
+
+def test_trust_is_no_part_of_what_is_predicted(reference, model, caplog):
+    fits = [hb.tl.fit_predictor(reference, model=model, genes=3, calibrate=value) for value in (True, False)]
+    assert fits[0].fingerprint() == fits[1].fingerprint()
+    assert fits[1].calibration is None
+    assert caplog.text.count("expected_pcc") == 1
 
 
 # -- which spots, which genes ----------------------------------------------------------------------------------------
@@ -177,7 +257,10 @@ def test_held_out_slides_and_patients_are_other_slides(reference, model, unchang
     table = predicted(second, by_slide).to_numpy()
     truth = log_counts(second)[:, second.var_names.get_indexer(by_slide.genes)]
     assert np.mean((table - truth) ** 2) == pytest.approx(min(e["validation_mse"] for e in history), rel=1e-3)
-    other = hb.tl.fit_predictor(first, validation=second, **options)
+    np.testing.assert_allclose(by_slide.calibration.expected_pcc, hb.metrics.pcc(truth, table), atol=1e-4)
+    np.testing.assert_allclose(by_slide.calibration.noise, 1 / np.sqrt(99))
+    other = hb.tl.fit_predictor(first, validation=second, calibrate=False, **options)
+    assert other.calibration is None
     assert by_slide.fingerprint() == by_patient.fingerprint() == other.fingerprint()
 
 
@@ -186,6 +269,8 @@ def test_fine_tuning_without_validation_on_few_spots(reference, slide, model, ca
         reference, model=model, method="finetune", fraction=0.1, genes=4, recipe={**TUNED, "batch_size": 64}
     )
     assert "all 20 are one batch" in caplog.text
+    assert predictor.calibration is None
+    assert "no expected_pcc, which fine-tuning takes from a validation=" in caplog.text
     assert [set(entry) for entry in predictor.params["history"]] == [{"epoch", "loss"}] * 2
     expected = predicted(slide, predictor)
     assert predicted(slide, predictor.save(tmp_path / "p")).equals(expected)
@@ -236,6 +321,8 @@ def test_refusals_of_predictors(reference, slide, model, tmp_path, unchanged):
         for given_, options, message in (
             (predictor, {"target": "raw"}, r"target is 'raw', but the predictor was fitted to 'normalized'"),
             (predictor, {"model": model}, "leave out model="),
+            (predictor, {"min_pcc": 20}, "min_pcc is 20; expected a correlation"),
+            (reference, {"min_pcc": np.nan, "method": "regression"}, "min_pcc is nan"),
             (predictor, {"genes": ["ERBB3"]}, r"no gene 'ERBB3'; it has 2\. Did you mean 'ERBB2'"),
             ([reference], {}, "expected an AnnData, a Predictor or the folder of one, found list"),
         ):
