@@ -1,9 +1,9 @@
 """Zero-shot layers of four DLPFC sections from expression-side embeddings, by the paper's protocol, as Markdown.
 
-``python benchmarks/dlpfc_layers.py MODEL [SECTION ...]``. K-means (C.2.1: seven clusters, 50 starts, then one vote of the 5
-nearest spots) on the gene-sentence embeddings of a model that never saw cortex, on those of random weights, and on
-scanpy's principal components; and regions (eqs 7, 8) on the same, beside Leiden with and without the grid of spots, both
-brought to seven clusters.
+``python benchmarks/dlpfc_layers.py MODEL [SECTION ...]``. K-means (C.2.1: seven clusters, 50 starts, then one vote of
+the 5 nearest spots) on the gene-sentence embeddings of a model that never saw cortex, on those of random weights, and
+on scanpy's principal components; and regions (eqs 7, 8) on the same, beside Leiden with and without the grid of spots,
+both brought to seven clusters.
 """
 
 from __future__ import annotations

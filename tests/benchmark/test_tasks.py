@@ -16,8 +16,8 @@ from sklearn.preprocessing import StandardScaler
 import hibiost as hb
 from hibiost.benchmark import _tasks as tasks
 from hibiost.benchmark._contestants import Embedded
-from hibiost.model.ridge import ALPHAS
 from hibiost.errors import DataError
+from hibiost.model.ridge import ALPHAS
 
 PROTOCOL = tasks.Protocol(n_genes=12, pivotal=("ERBB2", "absent"), label_key="region_truth")
 
