@@ -12,6 +12,13 @@ import hibiost as hb
 
 from ..errors import DataError
 
+HELP = "compare models by the paper's protocols: tables, figures, floors"
+DESCRIPTION = """
+What hibiost.benchmark.run does: zero-shot clustering, expression prediction, few-shot prediction and retrieval by
+cross-validation, beside chance, training mean, colour and random features. The same command goes on where it was
+stopped.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``hibiost bench``."""
@@ -42,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
 
 
-def bench(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Run the benchmark and print its tables."""
     import matplotlib as mpl
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 import time
@@ -20,10 +21,36 @@ if TYPE_CHECKING:
     from ..genes import GeneSets
     from ..model import HibioModel
 
+HELP = "train on sections C2-C5 of her2st, test on C6; figures, table, .h5ad and model"
+DESCRIPTION = """
+The main job on a real breast-tumour section: keyword-gene sentences, a small model trained on sections C2-C5 of the
+her2st data, embeddings, clusters and predicted expression of section C6, beside floors. Where the data cannot be
+reached, it runs on synthetic tissue and says so.
+"""
 TRAINING, TEST = ["C2", "C3", "C4", "C5"], "C6"
 SYNTHETIC_SPOTS = 200
 GENES = ("ERBB2", "MGP", "IGLL5")
 """Drawn: a tumour gene, a stroma gene, and the plasma-cell gene of the paper's Figure 4."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``hibiost demo``."""
+    parser.add_argument("--out", type=Path, default=Path("hibiost-demo"), help="folder for the results (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random step (%(default)s)")
+    parser.add_argument("--epochs", type=int, help="training epochs (default: the preset's)")
+    parser.add_argument("--image-encoder", default="ResNet-10", help="model preset (%(default)s)")
+    parser.add_argument("--synthetic", action="store_true", help="use synthetic tissue even where the data are there")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the demo."""
+    demo(
+        arguments.out,
+        seed=arguments.seed,
+        epochs=arguments.epochs,
+        image_encoder=arguments.image_encoder,
+        synthetic=arguments.synthetic,
+    )
 
 
 def demo(out: Path, *, seed: int, epochs: int | None, image_encoder: str, synthetic: bool) -> None:

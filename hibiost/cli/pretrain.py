@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tomllib
@@ -15,6 +16,32 @@ import hibiost as hb
 
 from .._files import replacing
 from ..errors import DataError, nearest
+
+HELP = "train a model as a configuration file says"
+DESCRIPTION = """
+What hibiost.tl.pretrain does, from a TOML file: data and run, and as wanted select, validation, image_encoder, mpp,
+pathways, layer, library_key, device, seed and the tables [recipe] and [engine]. The same command goes on where a run
+was stopped. On several GPUs or machines: torchrun --nproc-per-node N -m hibiost pretrain config.toml, or srun with a
+task for each GPU.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``hibiost pretrain``."""
+    parser.add_argument("config", type=Path, help="the configuration file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="instead of what the file says, such as recipe.epochs=20; may be given again",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train as the configuration file says."""
+    pretrain(Configuration.read(arguments.config, arguments.overrides))
 
 
 @dataclass(frozen=True)
