@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 from .errors import RunError
 
 T = TypeVar("T")
+_APART: ContextVar[bool] = ContextVar("apart", default=False)
+"""Whether this process takes no notice of the others."""
 _STARTED = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"}
 PATIENCE = timedelta(hours=6)
 """How long a process waits for the others: slides are decoded meanwhile."""
@@ -76,7 +79,29 @@ def current() -> Ranks:
     environment = _environment()
     if environment is None or not _dist().is_initialized():
         return ALONE
-    return Ranks(_dist().get_rank(), _dist().get_world_size(), environment.local_rank(), _local_size(environment))
+    return _place(environment)
+
+
+@contextmanager
+def apart(device: str) -> Iterator[Ranks]:
+    """The place of this process among those of torchrun or Slurm, which work on their own: none waits for another.
+
+    Raises
+    ------
+    RunError
+        There are fewer GPUs than processes on this machine.
+    """
+    environment = _environment()
+    if environment is None:
+        yield ALONE
+        return
+    if device == "cuda":
+        _take_gpu(environment)
+    token = _APART.set(True)
+    try:
+        yield _place(environment)
+    finally:
+        _APART.reset(token)
 
 
 @contextmanager
@@ -124,7 +149,7 @@ def _dist() -> Any:
 
 def _environment() -> Any:
     """Torchrun's or Slurm's, as Lightning knows them; nothing is imported where neither started this process."""
-    if not _STARTED & os.environ.keys():
+    if _APART.get() or not _STARTED & os.environ.keys():
         return None
     from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
@@ -133,6 +158,12 @@ def _environment() -> Any:
             environment: Any = kind()
             return environment if environment.world_size() > 1 else None
     return None
+
+
+def _place(environment: Any) -> Ranks:
+    """As torchrun or Slurm say."""
+    number, size = environment.global_rank(), environment.world_size()
+    return Ranks(number, size, environment.local_rank(), _local_size(environment))
 
 
 def _local_size(environment: Any) -> int:

@@ -7,9 +7,16 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import HibiostError
-from . import bench, demo, pretrain
+from . import bench, demo, embed, models, predict, pretrain
 
-_COMMANDS = {"demo": demo, "pretrain": pretrain, "bench": bench}
+_COMMANDS = {
+    "demo": demo,
+    "pretrain": pretrain,
+    "embed": embed,
+    "predict": predict,
+    "bench": bench,
+    "models": models,
+}
 """Each with ``HELP``, ``DESCRIPTION``, ``add_arguments`` and ``run``."""
 
 

@@ -423,13 +423,13 @@ def write_hest(
         content = _metadata(part, entry, library_id)
         text = json.dumps(content, indent=1, ensure_ascii=False, default=lambda value: np.asarray(value).tolist())
         with replacing(root / "st" / f"{library_id}.h5ad") as path:
-            _write_h5ad(part, path)
+            write_h5ad(part, path)
             with replacing(root / "metadata" / f"{library_id}.json") as beside:
                 beside.write_text(text, encoding="utf-8")
     logger.info("wrote %d samples of %d spots to %s.", len(libraries), adata.n_obs, root)
 
 
-def _write_h5ad(adata: AnnData, path: Path) -> None:
+def write_h5ad(adata: AnnData, path: Path) -> None:
     """Write an AnnData file, made in memory first: HDF5 ends the process where the disk is full."""
     adata.strings_to_categoricals()
     content = io.BytesIO()

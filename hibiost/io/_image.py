@@ -58,7 +58,7 @@ def read_image(path: str | os.PathLike[str], *, mpp: float | None = None, librar
     hibiost.errors.ImageError: there is no image file tumour.tiff; check the path.
     """
     path = Path(path)
-    name = path.stem.removesuffix(".ome") if library_id is None else library_id
+    name = slide_name(path) if library_id is None else library_id
     if not name or "/" in name:
         raise DataError(f"library_id is {name!r}; expected a name without '/', such as 'tumour'.")
     with open_image(path) as source:
@@ -87,6 +87,11 @@ def read_image(path: str | os.PathLike[str], *, mpp: float | None = None, librar
         origin,
     )
     return adata
+
+
+def slide_name(path: Path) -> str:
+    """What a slide is called that is an image: as the file, without its extension."""
+    return path.stem.removesuffix(".ome")
 
 
 def _pixel_size(path: Path, mpp: float | None) -> tuple[float, str]:

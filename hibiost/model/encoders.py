@@ -298,7 +298,7 @@ def _from_open_clip(name: str, base: ModelConfig, given: Path | None) -> ImageEn
 
 def _from_hub(name: str, base: ModelConfig, given: Path | None) -> ImageEncoder:
     hub, _, revision = name.partition("@")
-    found = {file: _cached(hub, file, revision or None) for file in _CONFIGS}
+    found = {file: cached(hub, file, revision or None) for file in _CONFIGS}
     if not any(found.values()):
         found = {file: _fetch(hub, (file,), revision or None, optional=True) for file in _CONFIGS}
     there = {file: path for file, path in found.items() if path is not None}
@@ -467,7 +467,8 @@ def _local(path: Path) -> Path:
     )
 
 
-def _cached(hub: str, file: str, revision: str | None) -> Path | None:
+def cached(hub: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of the hub that is on this machine; nothing is asked online."""
     from huggingface_hub import errors, try_to_load_from_cache
 
     try:
@@ -488,7 +489,7 @@ def _fetch(hub: str, files: Sequence[str], revision: str | None = None, *, optio
     from huggingface_hub import errors
 
     for file in files:
-        if path := _cached(hub, file, revision):
+        if path := cached(hub, file, revision):
             return path
     for file in files:
         try:

@@ -162,7 +162,7 @@ def predict(
     target = target or "raw"
     device = resolve_device(device)
     counts = inputs.counts(reference, layer)
-    genes = _genes(reference, genes)
+    genes = chosen_genes(reference, genes)
     source = Embeddings(adata, model, device, batch_size, library_key)
     images = source.of(adata, "image")
     sentences = source.of(reference, "gene", layer)
@@ -212,7 +212,7 @@ def _check_options(method: str, target: str, weighting: str, top_k: int, min_pcc
         raise DataError(f"min_pcc is {min_pcc}; expected a correlation, -1 to 1.")
 
 
-def _genes(reference: AnnData, genes: Sequence[str] | None) -> list[str]:
+def chosen_genes(reference: AnnData, genes: Sequence[str] | None) -> list[str]:
     if genes is None:
         return [str(name) for name in reference.var_names]
     genes = [genes] if isinstance(genes, str) else list(genes)

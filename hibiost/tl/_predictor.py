@@ -24,7 +24,7 @@ from ..settings import logger, settings
 from ._confidence import expected_pcc, trust
 from ._embed import of_patches
 from ._embeddings import Embeddings
-from ._predict import TARGETS, _genes
+from ._predict import TARGETS, chosen_genes
 from ._resolve import resolve_device, resolve_images
 from ._spots import Spots
 
@@ -286,7 +286,7 @@ def _check_measured(validation: AnnData, genes: Sequence[str]) -> None:
 
 def _chosen(known: _Known, genes: int | Sequence[str] | None, target_sum: float | None) -> list[str]:
     if not isinstance(genes, int | np.integer):
-        return _genes(known.adata, genes)
+        return chosen_genes(known.adata, genes)
     if not 1 <= genes <= known.adata.n_vars:
         raise DataError(f"genes is {genes}; expected 1 to {known.adata.n_vars}, the genes of the reference.")
     order = most_variable(inputs.log_expression(known.counts, target_sum=target_sum), known.parts)

@@ -102,8 +102,12 @@ def new_sentences(
 
 def sentences_for(adata: AnnData, model: HibioModel, *, layer: str | None, library_key: str) -> np.ndarray:
     """New sentences as the model was trained on, as indices into its vocabulary."""
+    return new_sentences(adata, model.vocabulary, layer=layer, library_key=library_key, **sentence_options(model))
+
+
+def sentence_options(model: HibioModel) -> dict[str, Any]:
+    """``n_genes`` and ``selection`` of the sentences that the model was trained on."""
     from ..train import Recipe
 
     recipe = Recipe().updated(model.training_info.get("recipe", {}))
-    options: Any = {"n_genes": recipe.n_genes, "selection": recipe.selection}
-    return new_sentences(adata, model.vocabulary, layer=layer, library_key=library_key, **options)
+    return {"n_genes": recipe.n_genes, "selection": recipe.selection}
