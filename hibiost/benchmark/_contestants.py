@@ -148,7 +148,10 @@ class Fixed:
         return slug(self.name)
 
     def description(self) -> Any:
-        return self.source if isinstance(self.source, str) else self.source.fingerprint()
+        if isinstance(self.source, str) and not Path(self.source).is_dir():
+            return self.source
+        source = load(self.source) if isinstance(self.source, str) else self.source
+        return source.fingerprint()
 
     def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
         if isinstance(self.source, HibioModel) or (isinstance(self.source, str) and Path(self.source).is_dir()):

@@ -313,12 +313,13 @@ def _parallel(function: Any, arguments: Sequence[tuple[Any, ...]], name: str, n_
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
-    calls = (delayed(_quietly)(function, each, n_jobs) for each in arguments)
+    asked = vars(settings) | ({} if n_jobs == 1 else {"verbosity": "warning", "progress": False})
+    calls = (delayed(_with_settings)(asked, function, each) for each in arguments)
     jobs = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
     return list(tqdm(jobs, total=len(arguments), desc=name, unit="cell", disable=not settings.progress))
 
 
-def _quietly(function: Any, arguments: tuple[Any, ...], n_jobs: int) -> Any:
-    """Of several processes, none draws bars of its own."""
-    with settings.override(**({} if n_jobs == 1 else {"verbosity": "warning", "progress": False})):
+def _with_settings(asked: Mapping[str, Any], function: Any, arguments: tuple[Any, ...]) -> Any:
+    """In another process settings are those of the environment."""
+    with settings.override(**asked):
         return function(*arguments)
