@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+JOBS ?= 2
 
 # data beside the checkout, where nothing else is set
 ifeq ($(HIBIOST_DATA_DIR)$(wildcard ../shared/data),../shared/data)
@@ -29,8 +30,8 @@ help: ## these lines
 demo: $(READY) ## the whole method on a real tissue section, into hibiost-demo/
 	$(VENV)/bin/hibiost demo --out hibiost-demo
 
-test: $(READY) ## the tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+test: $(READY) ## the tests, in JOBS processes
+	$(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: $(READY) ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow --timeout 1800 $(ARGS)

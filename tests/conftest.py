@@ -17,6 +17,8 @@ import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores do not wait for each other's threads
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("HIBIOST_MODEL", None)
 if not os.environ.get("HIBIOST_DATA_DIR") and SHARED_DATA.is_dir():
     os.environ["HIBIOST_DATA_DIR"] = str(SHARED_DATA)

@@ -153,9 +153,9 @@ def test_gmt_lines_without_genes_are_left_out_and_told(tmp_path: Path, caplog: p
         ("", "holds no gene sets"),
         ("\n\n", "holds no gene sets"),
         ("one\t\t\n", "holds no gene sets"),
-        (gzip.compress(b"one\t\tA\n")[:-6], "could not read the gene sets of .*sets.gmt"),
-        (gzip.compress(b"one\t\tA\n")[:12] + b"damaged damage", "could not read the gene sets of .*sets.gmt"),
-        (gzip.compress(b"two C D\n"), "line 1: 1 field"),
+        (gzip.compress(b"one\t\tA\n", mtime=0)[:-6], "could not read the gene sets of .*sets.gmt"),
+        (gzip.compress(b"one\t\tA\n", mtime=0)[:12] + b"damaged damage", "could not read the gene sets of .*sets.gmt"),
+        (gzip.compress(b"two C D\n", mtime=0), "line 1: 1 field"),
     ],
 )
 def test_malformed_gmt(tmp_path: Path, content: str | bytes, message: str) -> None:
