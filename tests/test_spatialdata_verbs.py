@@ -25,8 +25,8 @@ VERBS = {
     for room in ("pp", "tl", "pl")
     for name in (f"{room}.{verb}" for verb in getattr(hb, room).__all__)
 }
-ALONE = {"pp.grid", "pl.training"}
-"""The first makes the spots of an image alone, where there is no table to write to yet; the second draws a run."""
+ALONE = {"pp.grid", "pl.benchmark", "pl.training"}
+"""The first makes the spots of an image alone, where there is no table to write to yet; the others draw runs."""
 
 
 @pytest.fixture(scope="module")

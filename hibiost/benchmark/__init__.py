@@ -2,7 +2,7 @@
 
 from ._floors import colour_statistics, ridge
 from ._genes import variable_genes
-from ._paper import Recipe, gene_corrections, genes, paper_results, recipe, recipes
+from ._paper import DatasetRecipe, gene_corrections, genes, paper_results, recipe, recipes
 from ._run import run
 from ._splits import Fold, folds
 from ._spots import spot_level
@@ -10,8 +10,8 @@ from ._summary import compare, summary
 from ._tables import tables
 
 __all__ = [
+    "DatasetRecipe",
     "Fold",
-    "Recipe",
     "colour_statistics",
     "compare",
     "folds",

@@ -16,12 +16,12 @@ from ..io import Corpus, concat
 from ..settings import logger
 
 if TYPE_CHECKING:
-    from ._paper import Recipe
+    from ._paper import DatasetRecipe
 
 
 def slides_of(
     data: AnnData | Corpus | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    recipe: Recipe | None,
+    recipe: DatasetRecipe | None,
     *,
     layer: str | None,
     library_key: str,
@@ -43,7 +43,7 @@ def slides_of(
     return concat(list(corpus))
 
 
-def _chosen(recipe: Recipe, slides: pd.DataFrame) -> list[str]:
+def _chosen(recipe: DatasetRecipe, slides: pd.DataFrame) -> list[str]:
     """The slides of a data set of the paper, of which some may be absent."""
     if recipe.ids is not None:
         found = [slide for slide in recipe.ids if slide in slides.index]

@@ -41,7 +41,7 @@ def paper_results() -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DatasetRecipe:
     """A data set of the paper: which slides, and how it divides them.
 
     Parameters
@@ -122,7 +122,7 @@ def recipes() -> list[str]:
     return sorted(_recipes())
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str) -> DatasetRecipe:
     """A data set of the paper (section 3, A.1, D.2): its slides, what is to be expected of them, and its folds.
 
     Parameters
@@ -152,7 +152,7 @@ def recipe(name: str) -> Recipe:
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in known[name].items()
     }
-    return Recipe(name, **values)
+    return DatasetRecipe(name, **values)
 
 
 @cache

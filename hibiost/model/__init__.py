@@ -1,5 +1,6 @@
 """Towers, presets, encoders from elsewhere, predictors, and their files."""
 
+from .confidence import Calibration
 from .config import ModelConfig, presets
 from .encoders import ImageEncoder, encoders, image_encoder
 from .features import FeatureEncoder, feature_encoder
@@ -7,6 +8,7 @@ from .hibio import HibioModel, load, untrained
 from .predictor import Predictor, load_predictor
 
 __all__ = [
+    "Calibration",
     "FeatureEncoder",
     "HibioModel",
     "ImageEncoder",

@@ -30,10 +30,15 @@ def test_memory_is_kept_while_training_and_given_back_after():
         assert share_of_new_pages() < 0.5
         kept = resident()
     assert resident() < kept - (48 << 20)
-    before = resident()
-    with kept_memory("cuda"):
-        share_of_new_pages()
-    assert resident() < before + (16 << 20)
+
+
+def test_memory_is_left_alone_beside_a_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr("hibiost.train.cpu.keep_memory", lambda keep=True: asked.append(keep))
+    for accelerator, expected in (("cuda", []), ("cpu", [True, False])):
+        with kept_memory(accelerator):
+            pass
+        assert asked == expected
 
 
 def resident() -> int:
