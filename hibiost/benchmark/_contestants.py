@@ -147,18 +147,23 @@ class Fixed:
     def key(self, fold: Fold, seed: int) -> str:
         return slug(self.name)
 
+    @property
+    def _here(self) -> str | HibioModel | FeatureEncoder:
+        """With its weights; an encoder that goes by its name has yet to be had."""
+        if isinstance(self.source, str) and Path(self.source).is_dir():
+            return load(self.source)
+        return self.source
+
     def description(self) -> Any:
-        if isinstance(self.source, str) and not Path(self.source).is_dir():
-            return self.source
-        source = load(self.source) if isinstance(self.source, str) else self.source
-        return source.fingerprint()
+        here = self._here
+        return here if isinstance(here, str) else here.fingerprint()
 
     def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
-        if isinstance(self.source, HibioModel) or (isinstance(self.source, str) and Path(self.source).is_dir()):
-            return both_sides(setting, load(self.source, device=setting.device))
-        encoder = self.source
-        if isinstance(encoder, str):
-            encoder = feature_encoder(encoder, device=setting.device)
+        here = self._here
+        if isinstance(here, HibioModel):
+            return both_sides(setting, here.to(setting.device))
+        encoder = feature_encoder(here) if isinstance(here, str) else here
+        encoder = encoder.to(setting.device)
         return Embedded.alike(image_embeddings(setting.adata, encoder, batch_size=64, library_key=setting.library_key))
 
 

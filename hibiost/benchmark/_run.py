@@ -253,18 +253,21 @@ def _check_same(
 def _embed(setting: Setting, cells: Sequence[Cell], n_jobs: int) -> set[str]:
     """Make the embeddings that are missing; names of the models whose weights cannot be had."""
     make_folder(setting.out / "embeddings")
-    missing = {path: cell for cell in cells if (path := cell.embeddings(setting.out)) and not path.exists()}
-    done = _parallel(_embed_one, [(setting, cell, path) for path, cell in missing.items()], "embed", n_jobs)
+    missing = {
+        path: (setting, cell.row, cell.fold, cell.seed, path)
+        for cell in cells
+        if (path := cell.embeddings(setting.out)) and not path.exists()
+    }
+    done = _parallel(_embed_one, list(missing.values()), "embed", n_jobs)
     return {name for name in done if name is not None}
 
 
-def _embed_one(setting: Setting, cell: Cell, path: Path) -> str | None:
-    assert cell.row is not None
+def _embed_one(setting: Setting, row: Contestant, fold: Fold, seed: int, path: Path) -> str | None:
     try:
-        embedded = cell.row.embedded(setting, cell.fold, cell.seed)
+        embedded = row.embedded(setting, fold, seed)
     except WeightsUnavailableError as error:
-        logger.warning("%s: %s", cell.name, error)
-        return cell.name
+        logger.warning("%s: %s", row.name, error)
+        return row.name
     embedded.save(path)
     return None
 

@@ -80,15 +80,18 @@ def folds(
     if split not in SPLITS:
         raise DataError(f"split is {split!r}; expected one of {list(SPLITS)}.{nearest(split, SPLITS)}")
     slides = inputs.libraries(adata, library_key)
-    patients = {slide: _patient(adata, slide, rows, patient_key) for slide, rows in slides.items()}
-    if split == "patient" and (unknown := [slide for slide, patient in patients.items() if patient is None]):
+    patients = inputs.patients(adata, library_key, patient_key)
+    if split == "patient" and (unknown := [slide for slide, found in patients.items() if not found]):
         raise DataError(
             f"the patient of {len(unknown)} slides is not known, such as {unknown[0]!r}; name it in "
             f"obs[{patient_key!r}], or split='slide', which may have slides of one patient on both sides."
         )
-    names = np.empty(adata.n_obs, dtype=object)
-    for slide, rows in slides.items():
-        names[rows] = patients[slide] if split == "patient" else slide
+    for slide, found in patients.items():
+        if split == "patient" and len(found) > 1:
+            raise DataError(f"slide {slide!r} has {len(found)} patients in obs[{patient_key!r}]: {found[:5]}.")
+    names = inputs.spread(slides, adata.n_obs)
+    if split == "patient":
+        names = np.array([patients[slide][0] for slide in names], dtype=object)
     groups = pd.factorize(names)[0]
     n_groups = int(groups.max()) + 1
     n_folds = n_groups if n_folds is None else n_folds
@@ -97,17 +100,7 @@ def folds(
         raise DataError(
             f"{n_groups} {split}s cannot be split into {n_folds} folds; expected 2 to {n_groups} folds{hint}."
         )
-    if split == "slide" and len(set(patients.values())) < len(slides):
+    if split == "slide" and len({name for found in patients.values() for name in found}) < len(slides):
         logger.warning("slides of one patient are trained on and held out (split='slide'), as in the paper.")
     parts = GroupKFold(n_folds).split(groups, groups=groups)
     return [Fold(number, training, held_out) for number, (training, held_out) in enumerate(parts)]
-
-
-def _patient(adata: AnnData, slide: str, rows: np.ndarray, patient_key: str) -> str | None:
-    if patient_key not in adata.obs:
-        patient = inputs.slide_metadata(adata, slide).get(keys.PATIENT)
-        return None if patient is None else str(patient)
-    found = adata.obs[patient_key].iloc[rows].dropna().astype(str).unique()
-    if len(found) > 1:
-        raise DataError(f"slide {slide!r} has {len(found)} patients in obs[{patient_key!r}]: {found.tolist()[:5]}.")
-    return str(found[0]) if len(found) else None

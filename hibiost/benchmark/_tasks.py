@@ -13,7 +13,7 @@ from scipy import sparse
 from .. import inputs, keys, metrics
 from .._random import generator
 from ..errors import DataError
-from ..model.retrieval import retrieved_mean
+from ..model.retrieval import mixed, neighbours
 from ..spatial import majority_vote
 from ..tl._cluster import kmeans
 from ..tl._predictor import drawn
@@ -114,7 +114,12 @@ class Case:
         """Rows of each held-out slide."""
         return inputs.libraries(self.adata, self.protocol.library_key)
 
-    def expression(self, target: Target) -> Expression:
+    @cached_property
+    def expressions(self) -> dict[Target, Expression]:
+        """Of each target."""
+        return {target: self._expression(target) for target in self.protocol.targets}
+
+    def _expression(self, target: Target) -> Expression:
         """Genes are chosen, and library sizes learned, on the training slides alone."""
         protocol = self.protocol
         counts = [inputs.counts(part, protocol.layer) for part in (self.reference, self.adata)]
@@ -187,16 +192,14 @@ def retrieval(case: Case) -> Iterator[Row]:
 def prediction(case: Case) -> Iterator[Row]:
     """Expression by ridge on the features and, with a gene side, by retrieval (HiBio-ST, C.2.3)."""
     every = np.arange(case.reference.n_obs)
-    for target in case.protocol.targets:
-        expression = case.expression(target)
+    for target, expression in case.expressions.items():
         for method, predicted in _predictions(case, expression.known, every):
             yield from _scored(case, expression, predicted, target=target, method=method)
 
 
 def few_shot(case: Case) -> Iterator[Row]:
     """Expression by ridge on the features of a share of the training spots (HiBio-ST, C.2.2)."""
-    for target in case.protocol.targets:
-        expression = case.expression(target)
+    for target, expression in case.expressions.items():
         for fraction in case.protocol.fractions:
             for method, predicted in _predictions(case, expression.known, few(case, fraction)):
                 if method != "retrieval":
@@ -219,14 +222,13 @@ def _predictions(case: Case, expression: np.ndarray, among: np.ndarray) -> Itera
     yield "ridge", ridge(case.known.features[among], expression, queries=case.embedded.features)
     if case.known.sentences is not None:
         k, bank = min(case.protocol.top_k, len(among)), case.known.sentences[among]
-        yield "retrieval", retrieved_mean(case.embedded.images, bank, sparse.csr_matrix(expression), k=k)
+        weights = neighbours(case.embedded.images, bank, k=k)
+        yield "retrieval", mixed(weights, sparse.csr_matrix(expression))
 
 
 def _scored(case: Case, expression: Expression, predicted: np.ndarray, *, target: str, method: str) -> Iterator[Row]:
     """Scores of each slide and of all held-out spots together; then the pivotal genes'."""
-    names, n = np.empty(case.adata.n_obs, dtype=object), expression.n_genes
-    for slide, rows in case.slides.items():
-        names[rows] = slide
+    names, n = inputs.spread(case.slides, case.adata.n_obs), expression.n_genes
     scores = metrics.expression_scores(expression.truth[:, :n], predicted[:, :n], slides=names).drop(index="mean")
     row = {"target": target, "method": method}
     for slide, of_slide in scores.iterrows():

@@ -15,7 +15,7 @@ from ._counts import (
 from ._measured import slide_counts, spots_by_word
 from ._overview import overview
 from ._sdata import is_spatialdata, takes_spatialdata
-from ._slides import Slide, coordinates, half_pitch, libraries, numbered_patches, slides
+from ._slides import Slide, coordinates, half_pitch, libraries, numbered_patches, patients, slides, spread
 
 __all__ = [
     "Slide",
@@ -31,6 +31,7 @@ __all__ = [
     "median_total",
     "numbered_patches",
     "overview",
+    "patients",
     "record",
     "representation",
     "slide_counts",
@@ -38,5 +39,6 @@ __all__ = [
     "slides",
     "slot",
     "spots_by_word",
+    "spread",
     "takes_spatialdata",
 ]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from .. import keys
 from ..errors import DataError, ImageError, MissingSlotError, nearest
 from ..images import PatchFile, PixelSource, count_padded, iter_patches, open_image
 from ..settings import logger
-from ._counts import check_spots
+from ._counts import check_spots, slide_metadata
 from ._stored import stored_rows
 
 if TYPE_CHECKING:
@@ -93,6 +93,24 @@ def libraries(adata: AnnData, library_key: str = keys.LIBRARY) -> dict[str, np.n
         f"no obs[{library_key!r}] (slides in uns['spatial']: {known}); the obs columns are {columns}: name the one "
         f"that tells the slides apart with library_key=.{nearest(library_key, columns)}"
     )
+
+
+def spread(rows: Mapping[str, np.ndarray], n: int) -> np.ndarray:
+    """The name of each of ``n`` rows, object, from the rows of each name."""
+    names = np.empty(n, dtype=object)
+    for name, where in rows.items():
+        names[where] = name
+    return names
+
+
+def patients(adata: AnnData, library_key: str, patient_key: str = keys.PATIENT) -> dict[str, list[str]]:
+    """Patients of each slide, of ``obs`` or else of the slide's metadata; none where they are not known."""
+    slides = libraries(adata, library_key)
+    if patient_key not in adata.obs:
+        told = {slide: slide_metadata(adata, slide).get(keys.PATIENT) for slide in slides}
+        return {slide: [] if patient is None else [str(patient)] for slide, patient in told.items()}
+    column = adata.obs[patient_key]
+    return {slide: column.iloc[rows].dropna().astype(str).unique().tolist() for slide, rows in slides.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,9 +121,7 @@ def _check_genes(adatas: Sequence[AnnData], spatial: Mapping[str, Any]) -> None:
 def _part(adata: AnnData, rows: Mapping[str, np.ndarray], *, prefix: bool) -> AnnData:
     """What is joined spot by spot, matrices sparse."""
     obs = adata.obs.copy()
-    library = np.empty(adata.n_obs, dtype=object)
-    for slide, where in rows.items():
-        library[where] = slide
+    library = inputs.spread(rows, adata.n_obs)
     obs[keys.LIBRARY] = library
     if prefix:
         obs[keys.BARCODE] = obs.get(keys.BARCODE, obs.index)

@@ -218,7 +218,7 @@ def to_spatialdata(
     slides = inputs.libraries(adata, library_key)
     _check_names(adata, [*slides, table_key])
     table = shallow(adata)
-    table.obs[library_key] = pd.Categorical(_labels(slides, adata.n_obs))
+    table.obs[library_key] = pd.Categorical(inputs.spread(slides, adata.n_obs))
     table.obs[INSTANCE] = adata.obs_names.to_numpy(dtype=object)
     del table.obsm[keys.SPATIAL]
     elements: dict[str, Any] = {}
@@ -246,13 +246,6 @@ def _check_names(adata: AnnData, names: list[str]) -> None:
         raise DataError("spot names occur more than once; call adata.obs_names_make_unique() first.")
     if INSTANCE in adata.obs and not (adata.obs[INSTANCE].astype(str) == adata.obs_names).all():
         raise DataError(f"obs[{INSTANCE!r}] is there already, and would be overwritten; rename it.")
-
-
-def _labels(slides: Mapping[str, np.ndarray], n_obs: int) -> np.ndarray:
-    labels = np.empty(n_obs, dtype=object)
-    for name, rows in slides.items():
-        labels[rows] = name
-    return labels
 
 
 def _circles(name: str, xy: np.ndarray, barcodes: pd.Index, entry: Mapping[str, Any]) -> Any:

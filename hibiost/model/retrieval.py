@@ -187,37 +187,3 @@ def mixed(weights: sparse.csr_matrix, values: sparse.csr_matrix) -> np.ndarray:
     for start in range(0, len(out), step):
         out[start : start + step] = (weights[start : start + step] @ values).toarray()
     return out
-
-
-def retrieved_mean(
-    queries: np.ndarray,
-    bank: np.ndarray,
-    values: sparse.csr_matrix,
-    *,
-    k: int,
-    weighting: str = "similarity",
-    scale: float = 1.0,
-    device: str = "cpu",
-) -> np.ndarray:
-    """Mean of the values of the ``k`` most similar rows of a bank, weighted by similarity (HiBio-ST, C.2.3).
-
-    Parameters
-    ----------
-    queries
-        float32, n_queries x dim, l2-normalised.
-    bank
-        float32, n_bank x dim, l2-normalised.
-    values
-        n_bank x n_values.
-    k
-        At most n_bank.
-    weighting, scale
-        See :func:`neighbour_weights`.
-    device
-        Where to compare.
-
-    Returns
-    -------
-    float32, n_queries x n_values.
-    """
-    return mixed(neighbours(queries, bank, k=k, weighting=weighting, scale=scale, device=device), values)

@@ -34,7 +34,7 @@ def expected_pcc(
     from ..model.confidence import cross_validate
 
     slides = inputs.libraries(reference, library_key)
-    groups, kind = _groups(reference, slides, patient_key)
+    groups, kind = _groups(inputs.patients(reference, library_key, patient_key))
     found = cross_validate(expression, list(slides.values()), groups, fit)
     if found is None:
         logger.info(
@@ -46,18 +46,11 @@ def expected_pcc(
     return found
 
 
-def _groups(reference: AnnData, slides: dict[str, np.ndarray], patient_key: str) -> tuple[list[str], str]:
+def _groups(patients: dict[str, list[str]]) -> tuple[list[str], str]:
     """The patient of each slide where there are several, else the slide itself."""
-    if patient_key in reference.obs:
-        patients = reference.obs[patient_key]
-        known = [patients.iloc[rows].dropna().astype(str).unique() for rows in slides.values()]
-        found = [
-            f"patient {names[0]}" if len(names) else f"slide {slide}"
-            for slide, names in zip(slides, known, strict=True)
-        ]
-        if len(set(found)) > 1:
-            return found, "patients"
-    return list(slides), "slides"
+    found = [f"patient {names[0]}" if names else f"slide {slide}" for slide, names in patients.items()]
+    known = {names[0] for names in patients.values() if names}
+    return (found, "patients") if known and len(set(found)) > 1 else (list(patients), "slides")
 
 
 def mean_correlation_ratio(

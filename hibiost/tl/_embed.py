@@ -117,7 +117,8 @@ def embed(
     for name, values in found.items():
         adata.obsm[f"{key_added}_{name}"] = values
     params = {
-        "model": str(os.path.abspath(model)) if isinstance(model, str | os.PathLike) else getattr(model, "name", None),
+        "model": str(os.path.abspath(model)) if isinstance(model, str | os.PathLike) else None,
+        "encoder": None if isinstance(resolved, HibioModel) else resolved.name,
         "modality": modality,
         "library_key": library_key,
     }

@@ -116,7 +116,7 @@ def retrieve(
             f"several spots of the reference are called {twice!r}: matches could not be told; call "
             "reference.obs_names_make_unique()."
         )
-    libraries = _library_of_each(bank, library_key)
+    libraries = inputs.spread(inputs.libraries(bank, library_key), bank.n_obs)
     device = resolve_device(device)
     source = Embeddings(adata, model, device, batch_size, library_key)
     queries = source.of(adata, query, layer)
@@ -150,11 +150,3 @@ def retrieve(
         {"image": "image", "gene": "sentence"}[query],
     )  # fmt: skip
     return adata if copy else None
-
-
-def _library_of_each(adata: AnnData, library_key: str) -> np.ndarray:
-    """The slide of each spot."""
-    names = np.empty(adata.n_obs, dtype=object)
-    for library, rows in inputs.libraries(adata, library_key).items():
-        names[rows] = library
-    return names

@@ -121,6 +121,33 @@ def test_other_data_or_another_protocol_are_not_mixed(done, slides):
         hb.benchmark.run(slides, {"HiBio-ST": "ResNet-10"}, out=out, **OPTIONS)
 
 
+@pytest.fixture
+def hest(slides, tmp_path):
+    """Two slides under the ids of the paper's HER2 set, and one that is not of it, as HEST-1k lays them out."""
+    parts = {}
+    for number, name in enumerate(("SPA119", "SPA154", "OTHER")):
+        part = slides[(slides.obs["library_id"] == f"tissue_{number % 2}").to_numpy()].copy()
+        part.uns["spatial"] = {f"tissue_{number % 2}": part.uns["spatial"][f"tissue_{number % 2}"]}
+        part.obs["patient"] = f"P{number}"
+        parts[name] = part
+    hb.io.write_hest(hb.io.concat(parts), tmp_path / "hest")
+    return tmp_path / "hest"
+
+
+def test_a_data_set_of_the_paper_with_its_numbers_beside(hest, tmp_path, caplog):
+    untrained = hb.model.HibioModel(TINY, hb.genes.Vocabulary(("ERBB2", "MGP"), np.array([1, 2]), np.array([3, 3])))
+    options = {"dataset": "her2", "n_folds": "all", "seeds": [0], "n_genes": 10, "tasks": ["prediction"]}
+    results = hb.benchmark.run(hest, {"mine": untrained}, out=tmp_path / "out", **options)
+    assert set(results["slide"]) == {"SPA119", "SPA154", "pooled"}
+    assert "2 of the 36 slides of her2 are there" in caplog.text
+    table = hb.benchmark.tables(results, paper="HER2")["Gene expression prediction"]
+    assert table.loc["paper: HiBio-ST", ["MSE raw", "MAE raw", "PCC raw"]].tolist() == ["0.8298", "0.7298", "0.3172"]
+    assert (table.loc["paper: HiBio-ST", ["PCC raw pooled", "PCC normalized"]] == "").all()
+    assert "| paper: ST-Net | 0.9225 | 0.7578 | 0.2829 |" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(DataError, match=r"hold none of the data set 'kidney'.*NCBI692"):
+        hb.benchmark.run(hest, {"mine": untrained}, out=tmp_path / "k", **{**options, "dataset": "kidney"})
+
+
 def test_refusals(slides, tmp_path):
     def run(models="ResNet-10", **options):
         hb.benchmark.run(slides, models, out=tmp_path, **{**OPTIONS, **options})

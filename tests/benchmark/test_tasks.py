@@ -168,11 +168,11 @@ def test_few_shots_equal_a_ridge_on_those_spots(case):
 
 def test_genes_by_name_and_genes_that_are_missing(case):
     named = replace(case, protocol=replace(PROTOCOL, genes=("MGP", "NOSUCH", "ERBB2"), pivotal=()))
-    assert named.expression("raw").genes == ["MGP", "ERBB2"]
+    assert named.expressions["raw"].genes == ["MGP", "ERBB2"]
     adata = case.adata.copy()
     adata.varm["measured"] = pd.DataFrame(True, adata.var_names, ["tissue_2", "tissue_3"])
     adata.varm["measured"].loc["MGP", "tissue_3"] = False
-    assert replace(named, adata=adata).expression("raw").genes == ["ERBB2"]
+    assert replace(named, adata=adata).expressions["raw"].genes == ["ERBB2"]
     adata.var_names = [f"X{i}" for i in range(adata.n_vars)]
     with pytest.raises(DataError, match="no gene in common"):
-        replace(case, adata=adata).expression("raw")
+        replace(case, adata=adata).expressions["raw"]

@@ -745,7 +745,7 @@ def test_features_stand_beside_embeddings(encoder, tmp_path):
     (rows, patches), *_ = inputs.numbered_patches(inputs.slides(adata, "library_id"), size=224)
     np.testing.assert_allclose(features[rows], encoder.embed_images(patches), rtol=1e-4, atol=1e-5)
     assert adata.uns["X_uni"]["fingerprint"] == encoder.fingerprint()
-    assert adata.uns["X_uni"]["params"]["model"] == "timm:resnet10t"
+    assert adata.uns["X_uni"]["params"]["encoder"] == "timm:resnet10t"
     hb.tl.cluster(adata, n_clusters=2, use_rep="X_uni_image", n_init=2)
     adata.write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(ModelError, match="timm:resnet10t reads images only"):

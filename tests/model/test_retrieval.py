@@ -86,7 +86,7 @@ def test_mean_equals_a_loop_in_any_blocks(weighting, monkeypatch):
     queries, bank = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (queries, bank))
     values = sparse.random(11, 5, density=0.5, format="csr", dtype=np.float32, rng=rng)
     monkeypatch.setattr(retrieval, "_VALUES", 10)
-    found = retrieval.retrieved_mean(queries, bank, values, k=3, weighting=weighting, scale=5.0)
+    found = retrieval.mixed(retrieval.neighbours(queries, bank, k=3, weighting=weighting, scale=5.0), values)
     for query, row in zip(queries, found, strict=True):
         similarity = bank @ query
         best = np.argsort(-similarity)[:3]
