@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -22,8 +22,11 @@ from ._splits import Fold
 if TYPE_CHECKING:
     from anndata import AnnData
 
-Spec: TypeAlias = str | HibioModel | FeatureEncoder | Mapping[str, Any]
-"""A preset or options of :func:`hibiost.tl.pretrain`, trained on each fold; a model, its folder, or an encoder."""
+Trainer: TypeAlias = Callable[["AnnData", int], HibioModel | FeatureEncoder]
+"""Trains on the training slides of a fold, with a seed."""
+Spec: TypeAlias = str | HibioModel | FeatureEncoder | Mapping[str, Any] | Trainer
+"""A preset, options of :func:`hibiost.tl.pretrain` or a function, trained on each fold; a model, its folder, or an
+encoder."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +163,7 @@ class Fixed:
 
     def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
         here = self._here
-        if isinstance(here, HibioModel):
-            return both_sides(setting, here.to(setting.device))
-        encoder = feature_encoder(here) if isinstance(here, str) else here
-        encoder = encoder.to(setting.device)
-        return Embedded.alike(image_embeddings(setting.adata, encoder, batch_size=64, library_key=setting.library_key))
+        return seen_by(setting, feature_encoder(here) if isinstance(here, str) else here)
 
 
 @dataclass(frozen=True)
@@ -191,6 +190,32 @@ class Pretrained:
             **self.options,
         )
         return both_sides(setting, model)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a function makes of the training slides of each fold."""
+
+    name: str
+    train: Trainer
+
+    def key(self, fold: Fold, seed: int) -> str:
+        return f"{slug(self.name)}-fold{fold.number}-seed{seed}"
+
+    def description(self) -> Any:
+        function: Any = getattr(self.train, "func", self.train)  # of a functools.partial
+        return function.__qualname__
+
+    def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
+        return seen_by(setting, self.train(setting.adata[fold.training].copy(), seed))
+
+
+def seen_by(setting: Setting, model: HibioModel | FeatureEncoder) -> Embedded:
+    """Embeddings by a model, or by an encoder of images."""
+    model = model.to(setting.device)
+    if isinstance(model, HibioModel):
+        return both_sides(setting, model)
+    return Embedded.alike(image_embeddings(setting.adata, model, batch_size=64, library_key=setting.library_key))
 
 
 def both_sides(setting: Setting, model: HibioModel) -> Embedded:
@@ -247,7 +272,9 @@ def _contestant(name: str, spec: Spec) -> Contestant:
         return Pretrained(name, {"image_encoder": spec})
     if isinstance(spec, Mapping):
         return Pretrained(name, dict(spec))
-    return Fixed(name, spec)
+    if isinstance(spec, str | HibioModel | FeatureEncoder):
+        return Fixed(name, spec)
+    return Trained(name, spec)
 
 
 def _untrained(row: Contestant) -> Untrained | None:

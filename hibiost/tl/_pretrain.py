@@ -38,6 +38,7 @@ def pretrain(
     image_encoder: str | ModelConfig | ImageEncoder = "ViT-B-16",
     epochs: int | None = None,
     pathways: str | os.PathLike[str] | Mapping[str, Iterable[str]] | None = None,
+    vocabulary: Vocabulary | None = None,
     recipe: Mapping[str, Any] | Recipe | None = None,
     mpp: float | None = None,
     validation: AnnData | Corpus | str | os.PathLike[str] | Sequence[AnnData | str | os.PathLike[str]] | None = None,
@@ -81,6 +82,9 @@ def pretrain(
     pathways
         Gene sets, or what :func:`hibiost.datasets.gene_sets` takes: ``"reactome"``, ``"wikipathways"``, ``"kegg"``, a
         GMT file, a dict. Without, level two is left out.
+    vocabulary
+        Genes and idf of a larger collection, see :func:`hibiost.io.fit_vocabulary`; by default those of the training
+        slides, of which the recipe's ``min_spots`` leaves out rare genes.
     recipe
         Training values that differ from the preset's, see :class:`hibiost.train.Recipe`; such as ``{"lambda3": 0}`` to
         leave regions out, or ``{"selection": "top"}`` for the most expressed genes instead of TF-IDF.
@@ -166,7 +170,8 @@ def pretrain(
         held_out = None if validation is None else sources(validation, layer, library_key)
         if isinstance(adatas, Corpus):
             layer, library_key = adatas.layer, adatas.library_key
-        vocabulary = _vocabulary(adatas, ranks, values.min_spots, layer, library_key)
+        if vocabulary is None:
+            vocabulary = _vocabulary(adatas, ranks, values.min_spots, layer, library_key)
         options: Any = {"n_genes": values.n_genes, "layer": layer, "library_key": library_key, "vocabulary": vocabulary}
         spots = Spots.collected(adatas, ranks, selection=values.selection, unreadable=engine.unreadable, **options)
         if isinstance(adatas, Corpus) and len(spots.slides) < len(adatas):

@@ -109,6 +109,21 @@ def test_a_model_that_saw_the_slides_is_told(done, slides, tmp_path):
     assert own["note"].any()
 
 
+def test_a_function_trains_on_the_other_slides(done, slides, tmp_path):
+    seen = []
+
+    def training(reference, seed):
+        seen.append((reference.obs["library_id"].unique().tolist(), seed))
+        return hb.tl.pretrain(reference, image_encoder=TINY, rng=seed)
+
+    with hb.settings.override(progress=False):
+        results = hb.benchmark.run(slides, {"mine": training}, out=tmp_path, tasks=["retrieval"], **OPTIONS)
+    assert sorted(seen) == [(["tissue_0"], 0), (["tissue_0"], 1), (["tissue_1"], 0), (["tissue_1"], 1)]
+    same, _ = done
+    expected = same[(same["model"] == "HiBio-ST") & (same["task"] == "retrieval")]["value"].tolist()
+    assert results[results["model"] == "mine"]["value"].tolist() == expected
+
+
 def test_other_data_or_another_protocol_are_not_mixed(done, slides):
     _, out = done
     with pytest.raises(RunError, match=r"other protocol.*n_genes.*20.*30"):

@@ -77,6 +77,16 @@ def test_min_spots_cuts_the_vocabulary(reference, tiny):
     assert model.training_info["recipe"]["min_spots"] == 150
 
 
+def test_a_vocabulary_of_other_slides(reference, tiny):
+    counts = np.arange(1, 6)
+    vocabulary = hb.genes.Vocabulary(tuple(reference.var_names[:5]), counts, np.full(5, 100))
+    found = train(reference, tiny, vocabulary=vocabulary)
+    assert found.vocabulary == vocabulary
+    np.testing.assert_allclose(found.vocabulary.idf, np.log(101 / (1 + counts)))
+    with pytest.raises(DataError, match=r"none of the 80 genes"):
+        train(reference, tiny, vocabulary=hb.genes.Vocabulary(("OTHER",), [1], [2]))
+
+
 def test_mpp_is_kept_in_the_model(reference, tiny):
     assert train(reference, tiny, mpp=0.6).config.mpp == 0.6
 

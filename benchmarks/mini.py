@@ -1,0 +1,223 @@
+"""How hibiost-mini was chosen, on one section left out at a time, and how it was trained, on all.
+
+``python benchmarks/mini.py choose OUT [--seeds N] [--jobs N] [ROW ...]`` trains the rows anew for each of her2st's
+sections C2 to C6 and writes the benchmark's tables to ``OUT``; ``python benchmarks/mini.py train OUT`` trains the model
+that is shipped, into ``OUT/hibiost-mini``. Both go on where they were stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from anndata import AnnData
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import hibiost as hb
+from hibiost import inputs
+from hibiost.datasets._her2st import SECTIONS
+from hibiost.model.features import Preparation
+from hibiost.model.losses import info_nce
+from hibiost.train.cpu import kept_memory
+from hibiost.train.data import hash_seed
+from hibiost.train.task import learning_rate
+
+FULL, REDUCED = ["C2", "C3", "C4", "C5", "C6"], ["A1", "A2"]
+COUNTED = [name for name in SECTIONS if name != "B4"]
+"""Sections whose counts are at hand: B4 was not to be had where this ran."""
+MPP = 0.688
+"""Micrometres per pixel of the sections of full resolution."""
+PRESET = hb.model.ModelConfig.preset("ResNet-10")
+VOCABULARY = {"min_spots": 20}
+
+
+def vocabulary(held_out: set[str]) -> hb.genes.Vocabulary:
+    """Genes and idf of all sections with counts but those held out."""
+    return hb.io.fit_vocabulary(
+        hb.datasets.her2st([name for name in COUNTED if name not in held_out], image=False), **VOCABULARY
+    )
+
+
+def held_out(reference: AnnData) -> set[str]:
+    """Sections of full resolution that are not trained on."""
+    return set(FULL) - set(reference.obs["library_id"])
+
+
+def pretrained(reference: AnnData, seed: int, *others: AnnData, **options: Any) -> hb.model.HibioModel:
+    """All three levels on some sections, with the idf of all that are not held out."""
+    return hb.tl.pretrain(
+        [reference, *others],
+        **{"image_encoder": PRESET, **options},
+        pathways="reactome",
+        vocabulary=vocabulary(held_out(reference)),
+        mpp=MPP,
+        rng=seed,
+    )
+
+
+def vocabulary_of_all(reference: AnnData, seed: int) -> hb.model.HibioModel:
+    """The sections of full resolution."""
+    return pretrained(reference, seed)
+
+
+def with_reduced(reference: AnnData, seed: int) -> hb.model.HibioModel:
+    """And those of another patient whose images are reduced: about as many steps."""
+    recipe = {"epochs": 24, "region_start": 12, "region_every": 5}
+    return pretrained(reference, seed, hb.datasets.her2st(REDUCED), recipe=recipe)
+
+
+def with_mouse(reference: AnnData, seed: int) -> hb.model.HibioModel:
+    """And mouse olfactory bulb through orthologs."""
+    recipe = {"epochs": 16, "region_start": 8, "region_every": 3}
+    mouse = hb.pp.map_genes(hb.datasets.mob_st())
+    return pretrained(reference, seed, hb.datasets.her2st(REDUCED), mouse, recipe=recipe)
+
+
+# -- self-supervision ------------------------------------------------------------------------------------------------
+
+EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 12, 256, 1e-3, 0.05
+SIDE, VIEW = 144, 80
+"""Pixels of a patch with its margin, and of a view of it."""
+SCALE = 5.0
+SPACING_UM = 100.0
+
+
+def tissue_patches(adata: AnnData) -> np.ndarray:
+    """Patches on a grid over the tissue of all slides, whether there are spots or not; uint8, n x SIDE x SIDE x 3."""
+    found = []
+    for library_id, entry in adata.uns["spatial"].items():
+        slide = AnnData(np.zeros((0, 0), dtype=np.float32), uns={"spatial": {library_id: entry}})
+        hb.pp.grid(slide, spacing_um=SPACING_UM)
+        size = round(PRESET.patch_size * SIDE / PRESET.image_size)
+        for spots in inputs.slides(slide, "library_id"):
+            found += spots.iter_patches(size=size, output=SIDE)
+    return np.concatenate(found)
+
+
+def view(patches: Tensor, generator: torch.Generator) -> Tensor:
+    """A random part of each patch, turned, mirrored and recoloured; float32 in 0-255, n x 3 x VIEW x VIEW."""
+    n, pixels = len(patches), patches.permute(0, 3, 1, 2).float()
+    zoom = ((torch.rand(n, generator=generator) * 0.75 + 0.25).sqrt() * 0.9956).clamp(max=1)
+    angle = torch.randint(4, (n,), generator=generator) * math.pi / 2
+    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    place = (torch.rand(n, 2, generator=generator) * 2 - 1) * (1 - zoom)[:, None]
+    rows = [torch.stack([cos * mirror, -sin, place[:, 0]], 1), torch.stack([sin * mirror, cos, place[:, 1]], 1)]
+    field = F.affine_grid(torch.stack(rows, 1), [n, 3, VIEW, VIEW], align_corners=False)
+    pixels = F.grid_sample(pixels, field, align_corners=False, padding_mode="reflection")
+    pixels = pixels * (1 + 0.2 * (2 * torch.rand(n, 3, 1, 1, generator=generator) - 1))
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    contrast = 1 + 0.2 * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
+    pixels = ((pixels - mean) * contrast + mean).clamp(0, 255)
+    grey = torch.rand(n, 1, 1, 1, generator=generator) < 0.1
+    return torch.where(grey, pixels.mean(1, keepdim=True).expand_as(pixels), pixels)
+
+
+def contrasted(patches: np.ndarray, seed: int) -> hb.model.HibioModel:
+    """An image tower that tells patches apart by two views of each (SimCLR)."""
+    alone = hb.genes.Vocabulary(("A",), np.ones(1, int), np.ones(1, int))
+    model, pixels = hb.model.HibioModel(PRESET, alone, rng=seed), torch.from_numpy(patches)
+    with torch.random.fork_rng(), kept_memory("cpu"):
+        torch.manual_seed(seed)
+        width = model.visual.trunk.num_features
+        head = nn.Sequential(
+            nn.Linear(width, 256, bias=False), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, PRESET.embed_dim)
+        )
+        optimizer = torch.optim.AdamW(
+            [*model.visual.trunk.parameters(), *head.parameters()], lr=LR, weight_decay=WEIGHT_DECAY
+        )
+        in_epoch = len(pixels) // BATCH_SIZE
+        recipe = hb.train.Recipe(warmup=0.1, final_lr=0.01)
+        steps = EPOCHS * in_epoch
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, recipe))
+        model.visual.train()
+        for step in tqdm(range(steps), desc="self-supervision", unit="step", disable=not hb.settings.progress):
+            epoch, at = divmod(step, in_epoch)
+            order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(hash_seed(seed, epoch)))
+            batch = pixels[order[at * BATCH_SIZE :][:BATCH_SIZE]]
+            chance = torch.Generator().manual_seed(hash_seed(seed + 1, step))
+            views = [model.normalise(view(batch, chance)) for _ in range(2)]
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                one, other = (head(model.visual.trunk(each)) for each in views)
+            loss = info_nce(F.normalize(one.float()), F.normalize(other.float()), torch.tensor(SCALE))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def tower(reference: AnnData, seed: int, folder: Path) -> hb.model.ImageEncoder:
+    """The tower that was trained without counts on the sections, kept in a folder."""
+    sections = "-".join(sorted(set(reference.obs["library_id"])))
+    file = folder / "towers" / f"{sections}-seed{seed}.safetensors"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(contrasted(tissue_patches(reference), seed).visual.state_dict(), file)
+    return hb.model.ImageEncoder("SimCLR", PRESET, file, licence="-", source="this script")
+
+
+def self_supervised(reference: AnnData, seed: int, *, folder: Path) -> hb.model.FeatureEncoder:
+    """No counts at all: what patches teach by themselves."""
+    encoder = tower(reference, seed, folder)
+    visual = encoder.tower()
+    visual.load_state_dict(load_file(encoder.weights))
+    prepare = Preparation(PRESET.image_size, PRESET.mean, PRESET.std, 1.0, "bilinear")
+    options: Any = {"licence": encoder.licence, "source": encoder.source, "output": "pooled features"}
+    return hb.model.FeatureEncoder("SimCLR", visual.trunk, prepare, patch_size=PRESET.patch_size, **options)
+
+
+def warmed_up(reference: AnnData, seed: int, *, folder: Path) -> hb.model.HibioModel:
+    """All three levels, the image tower from self-supervision."""
+    return pretrained(reference, seed, image_encoder=tower(reference, seed, folder))
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+PLAIN = {"image_encoder": "ResNet-10", "pathways": "reactome"}
+
+
+def rows(folder: Path) -> dict[str, Any]:
+    """What is compared."""
+    return {
+        "HiBio-ST": PLAIN,
+        "vocabulary of all": vocabulary_of_all,
+        "with A1, A2": with_reduced,
+        "with A1, A2, mouse": with_mouse,
+        "self-supervised": partial(self_supervised, folder=folder),
+        "warmed up": partial(warmed_up, folder=folder),
+    }
+
+
+def choose(folder: Path, names: list[str], n_seeds: int, n_jobs: int) -> None:
+    """The rows by leave-one-section-out."""
+    every = rows(folder)
+    hb.benchmark.run(
+        "her2st",
+        {name: every[name] for name in names or every},
+        out=folder,
+        split="slide",
+        n_folds="all",
+        label_key="published_cluster",
+        seeds=range(n_seeds),
+        n_jobs=n_jobs,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["choose", "train"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("rows", nargs="*")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    given = parser.parse_args()
+    choose(given.out, given.rows, given.seeds, given.jobs)
