@@ -30,6 +30,8 @@ METADATA = {
 }
 """In the words of HEST-1k's metadata."""
 LABEL_TOLERANCE = 0.02
+ALIGNED = "ABCD"
+"""Patients whose sections were seen to lie right over the labelled first one."""
 REDUCED = {"A1": 2000 / 6954, "A2": 2000 / 6966}
 """Width of the obtainable image over the width of the frame its coordinates refer to; A2's image lies in A1's frame."""
 
@@ -57,8 +59,10 @@ def her2st(sections: str | Sequence[str] | None = None, *, image: bool = True) -
     ``obs``
         ``library_id`` (section) and ``patient``, categorical; ``array_row`` and ``array_col``, int, the spot's place on
         the grid. Categorical, NaN where a spot has none, and left out where no section has any: ``label``, the
-        pathologist's (sections A1-F1, G2, H1); ``published_cluster`` (``"C-5"``: cluster 5 of patient C, found per
-        patient from the same counts) and ``published_annotation``, its published name.
+        pathologist's (sections A1-F1, G2, H1); ``transferred_label`` (A2-A6 to D2-D6), that of the nearest spot of the
+        patient's first section, laid over it as published, at most one pitch away; ``published_cluster`` (``"C-5"``:
+        cluster 5 of patient C, found per patient from the same counts) and ``published_annotation``, its published
+        name.
     ``varm["measured"]``
         bool DataFrame, genes x sections: whether the section's table has the gene at all.
     ``obsm["spatial"]``
@@ -94,7 +98,7 @@ def her2st(sections: str | Sequence[str] | None = None, *, image: bool = True) -
         expected="A1-A6, B1-B6, C1-C6, D1-D6, E1-E3, F1-F3, G1-G3, H1-H3",
     )
     adata = concat([_read_section(name, image=image) for name in names])
-    for column in (keys.PATIENT, "label", "published_cluster", "published_annotation"):
+    for column in (keys.PATIENT, "label", "transferred_label", "published_cluster", "published_annotation"):
         if categories := sorted(adata.obs[column].dropna().unique()):
             adata.obs[column] = pd.Categorical(adata.obs[column], categories=categories)
         else:
@@ -106,21 +110,26 @@ def her2st(sections: str | Sequence[str] | None = None, *, image: bool = True) -
 def _read_section(name: str, *, image: bool) -> AnnData:
     """A section; spots without counts are left out (the files hold no counts without a spot)."""
     table = read_table(fetch(DATASET, f"data/ST-cnts/{name}.tsv.gz"))
-    spots = pd.read_csv(fetch(DATASET, f"data/ST-spotfiles/{name}_selection.tsv"), sep="\t")
-    spots.index = spots["x"].astype(str) + "x" + spots["y"].astype(str)
-    spots = spots.loc[table.rows].join(_read_clusters(name), on=["pixel_x", "pixel_y"])
+    spots = _read_spots(name).loc[table.rows].join(_read_clusters(name), on=["pixel_x", "pixel_y"])
     scale = REDUCED.get(name, 1.0)
     pixels = _warped(spots) if name == "A2" else spots[["pixel_x", "pixel_y"]].to_numpy()
-    pitch = [spots[f"pixel_{axis}"].sum() / (spots[f"new_{axis}"] - 1).sum() for axis in "xy"]
+    pitch = [_pitch(spots, axis) for axis in "xy"]
     obs = pd.DataFrame({keys.LIBRARY: name, keys.PATIENT: name[0]}, index=f"{name}_" + spots.index)
     obs["array_row"], obs["array_col"] = spots["y"].to_numpy(), spots["x"].to_numpy()
-    obs["label"] = _read_labels(name, spots)
+    obs["label"], obs["transferred_label"] = _read_labels(name, spots), _transferred_labels(name, spots)
     for column in ("published_cluster", "published_annotation"):
         obs[column] = spots[column].to_numpy(dtype=object)
     part = AnnData(table.values, obs=obs, var=pd.DataFrame(index=table.columns), obsm={keys.SPATIAL: pixels * scale})
     mpp = float(np.mean(PITCH_UM / np.array(pitch))) / scale
     part.uns[keys.SPATIAL] = {name: _spatial_entry(name, mpp, image=image)}
     return part
+
+
+def _read_spots(name: str) -> pd.DataFrame:
+    """The spot file, indexed as the counts are."""
+    spots = pd.read_csv(fetch(DATASET, f"data/ST-spotfiles/{name}_selection.tsv"), sep="\t")
+    spots.index = spots["x"].astype(str) + "x" + spots["y"].astype(str)
+    return spots
 
 
 def _read_clusters(name: str) -> pd.DataFrame:
@@ -150,6 +159,25 @@ def _read_labels(name: str, spots: pd.DataFrame) -> np.ndarray:
         found = distance <= LABEL_TOLERANCE
         labels[found] = table["label"].to_numpy(dtype=object)[row[found]]
     return labels
+
+
+def _transferred_labels(name: str, spots: pd.DataFrame) -> np.ndarray:
+    """The label of the nearest spot of the patient's first section; None where it is further than a pitch."""
+    labels = np.full(len(spots), None, dtype=object)
+    first = f"{name[0]}1"
+    if name[0] in ALIGNED and name != first:
+        there = _read_spots(first)
+        known = _read_labels(first, there)
+        there, known = there[known != None], known[known != None]  # noqa: E711 - elementwise
+        pitch = _pitch(there, "x")
+        distance, row = cKDTree(there[["pixel_x", "pixel_y"]]).query(_warped(spots))
+        labels[distance <= pitch] = known[row[distance <= pitch]]
+    return labels
+
+
+def _pitch(spots: pd.DataFrame, axis: str) -> float:
+    """Pixels from a spot to the next."""
+    return float(spots[f"pixel_{axis}"].sum() / (spots[f"new_{axis}"] - 1).sum())
 
 
 def _warped(obs: pd.DataFrame) -> np.ndarray:

@@ -184,6 +184,23 @@ def test_labels_only_where_they_exist(c2: AnnData, patient_a: AnnData) -> None:
     assert "label" not in c2.obs
     labelled = patient_a.obs["label"].notna().groupby(patient_a.obs["library_id"], observed=True).sum()
     assert labelled.to_dict() == {"A1": 346, "A2": 0, "A3": 0}
+    assert patient_a.obs["transferred_label"][patient_a.obs["library_id"] == "A1"].isna().all()
+
+
+def test_labels_of_the_nearest_spot_of_the_first_section(c2: AnnData, her2st_dir: Path) -> None:
+    first = table(her2st_dir / "data/ST-spotfiles/C1_selection.tsv")
+    labelled = table(her2st_dir / "data/ST-pat/lbl/C1_labeled_coordinates.tsv")
+    label = {(r["x"], r["y"]): r["label"] for r in labelled}
+    spots = [(float(r["pixel_x"]), float(r["pixel_y"]), label.get((r["new_x"], r["new_y"]))) for r in first]
+    pitch = sum(float(r["pixel_x"]) for r in first) / sum(float(r["new_x"]) - 1 for r in first)
+    far = 0
+    for row in table(her2st_dir / "res/ST-cluster/lbl/C2-cluster-annotation.tsv.gz"):
+        at = float(row["warped_x"]), float(row["warped_y"])
+        distance, nearest = min((np.hypot(x - at[0], y - at[1]), name) for x, y, name in spots if name is not None)
+        found = c2.obs.loc[f"C2_{row['x']}x{row['y']}", "transferred_label"]
+        assert pd.isna(found) if distance > pitch else found == nearest
+        far += distance > pitch
+    assert far == 1
 
 
 def test_published_clusters(c2: AnnData, her2st_dir: Path) -> None:
