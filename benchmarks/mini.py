@@ -9,23 +9,36 @@ from __future__ import annotations
 
 import argparse
 import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from anndata import AnnData
 from safetensors.torch import load_file, save_file
+from scipy import sparse
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import hibiost as hb
 from hibiost import inputs
+from hibiost.benchmark._contestants import Embedded
+from hibiost.benchmark._genes import variable_genes
 from hibiost.datasets._her2st import SECTIONS
+from hibiost.datasets._registry import registry
+from hibiost.model.confidence import Fit
 from hibiost.model.features import Preparation
 from hibiost.model.losses import info_nce
+from hibiost.model.ridge import fit_ridge
+from hibiost.tl._confidence import expected_pcc
 from hibiost.train.cpu import kept_memory
 from hibiost.train.data import hash_seed
 from hibiost.train.task import learning_rate
@@ -161,7 +174,8 @@ def tower(reference: AnnData, seed: int, folder: Path) -> hb.model.ImageEncoder:
     file = folder / "towers" / f"{sections}-seed{seed}.safetensors"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(contrasted(tissue_patches(reference), seed).visual.state_dict(), file)
+        weights = contrasted(tissue_patches(reference), seed).visual.state_dict()
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, file)
     return hb.model.ImageEncoder("SimCLR", PRESET, file, licence="-", source="this script")
 
 
@@ -180,16 +194,16 @@ def warmed_up(reference: AnnData, seed: int, *, folder: Path) -> hb.model.HibioM
     return pretrained(reference, seed, image_encoder=tower(reference, seed, folder))
 
 
-# -- commands --------------------------------------------------------------------------------------------------------
+# -- choosing --------------------------------------------------------------------------------------------------------
 
-PLAIN = {"image_encoder": "ResNet-10", "pathways": "reactome"}
+CHOSEN: dict[str, Any] = {"image_encoder": "ResNet-10", "pathways": "reactome"}
 
 
 def rows(folder: Path) -> dict[str, Any]:
     """What is compared."""
     return {
-        "HiBio-ST": PLAIN,
-        "vocabulary of all": vocabulary_of_all,
+        "HiBio-ST": CHOSEN,
+        "idf of all": vocabulary_of_all,
         "with A1, A2": with_reduced,
         "with A1, A2, mouse": with_mouse,
         "self-supervised": partial(self_supervised, folder=folder),
@@ -198,7 +212,7 @@ def rows(folder: Path) -> dict[str, Any]:
 
 
 def choose(folder: Path, names: list[str], n_seeds: int, n_jobs: int) -> None:
-    """The rows by leave-one-section-out."""
+    """The rows by leave-one-section-out, beside the pathologist's labels of the patient's first section."""
     every = rows(folder)
     hb.benchmark.run(
         "her2st",
@@ -206,18 +220,138 @@ def choose(folder: Path, names: list[str], n_seeds: int, n_jobs: int) -> None:
         out=folder,
         split="slide",
         n_folds="all",
-        label_key="published_cluster",
+        label_key="transferred_label",
         seeds=range(n_seeds),
         n_jobs=n_jobs,
     )
 
 
+# -- training on all -------------------------------------------------------------------------------------------------
+
+NAME, N_GENES, PIVOTAL = "hibiost-mini", 1000, ["IGLL5", "IFI27", "MGP"]
+COLUMNS = {
+    "Recall@1 %": ("retrieval", "retrieval", "", "Recall@1%"),
+    "Recall@5 %": ("retrieval", "retrieval", "", "Recall@5%"),
+    "Recall@10 %": ("retrieval", "retrieval", "", "Recall@10%"),
+    "PCC raw, ridge": ("prediction", "ridge", "raw", "pcc"),
+    "PCC raw, retrieval": ("prediction", "retrieval", "raw", "pcc"),
+    "PCC normalised, ridge": ("prediction", "ridge", "normalized", "pcc"),
+    "PCC normalised, retrieval": ("prediction", "retrieval", "normalized", "pcc"),
+    "ARI": ("clustering", "smoothed", "", "ari"),
+    "NMI": ("clustering", "smoothed", "", "nmi"),
+}
+"""Task, method, target and metric of the columns of the card's table."""
+
+
+def evaluation(results: pd.DataFrame) -> str:
+    """The scores of ``choose``, a row a model; means over sections, and their standard deviation over seeds."""
+    table = hb.benchmark.summary(results)
+    table = table[table["scope"] == "slide"].fillna({"target": ""})
+    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for model in table["model"].unique():
+        cells = []
+        for wanted in COLUMNS.values():
+            found = table[(table[["task", "method", "target", "metric"]] == wanted).all(axis=1)]
+            values = found.loc[found["model"] == model, ["mean", "sd"]]
+            digits = 1 if wanted[0] == "retrieval" else 3
+            cells += [f"{mean:.{digits}f} ± {sd:.{digits}f}" for mean, sd in values.fillna(0).to_numpy()] or ["-"]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def held_out_fit(adata: AnnData, expression: sparse.csr_matrix, folder: Path) -> Fit:
+    """Ridges on the features of the models that did not see the section that is predicted (seed 0)."""
+    features = {}
+    for fold in hb.benchmark.folds(adata, split="slide", n_folds=None):
+        known = Embedded.load(folder / "embeddings" / f"hibio-st-fold{fold.number}-seed0.npz")
+        features[tuple(fold.training)] = known.features
+
+    def fit(training: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        own = features[tuple(training)]
+        ridge = fit_ridge(own[training], expression[training])
+        return lambda rows: ridge.predict(own[rows])
+
+    return fit
+
+
+def predictor(adata: AnnData, model: hb.model.HibioModel, folder: Path) -> hb.model.Predictor:
+    """The ridge that comes with the model; what to expect of each gene is measured on sections left out."""
+    sum_ = inputs.median_total(inputs.counts(adata, None))
+    genes = variable_genes(adata, N_GENES, target_sum=sum_)
+    genes += [gene for gene in PIVOTAL if gene not in genes]
+    fitted = hb.tl.fit_predictor(adata, model=model, genes=genes, target="normalized", calibrate=False)
+    columns = adata.var_names.get_indexer(genes)
+    expression = inputs.log_expression(inputs.counts(adata, None), target_sum=sum_)[:, columns]
+    fit = held_out_fit(adata, expression, folder)
+    return replace(fitted, calibration=expected_pcc(adata, expression, fit))
+
+
+def files(sections: list[str]) -> list[str]:
+    """Name and SHA-256 of the public files of some sections."""
+    entries = registry("her2st")
+    chosen = [f"ST-cnts/{s}.tsv.gz" for s in sections] + [f"ST-spotfiles/{s}_" for s in sections]
+    chosen += [f"ST-imgs/{s[0]}/{s}/" for s in sections]
+    named = [path for part in chosen for path in entries if part in path]
+    return [f"- `{path}`: `{entries[path].sha256}`" for path in named]
+
+
+def train(folder: Path) -> None:
+    """The chosen recipe on all sections: model, predictor and card."""
+    start = time.perf_counter()
+    adata = hb.datasets.her2st(FULL)
+    model = hb.tl.pretrain(adata, **CHOSEN, mpp=MPP, run=folder / "run", rng=0)
+    minutes = (time.perf_counter() - start) / 60
+    card = {
+        "name": NAME,
+        "licence": "bsd-3-clause",
+        "data": DATA + "\n".join(files(FULL)),
+        "evaluation": EVALUATION + evaluation(pd.read_csv(folder / "results.csv")),
+        "limitations": LIMITATIONS,
+        "command": "python benchmarks/mini.py train OUT",
+        "hardware": f"{torch.get_num_threads()} thread(s) of a {platform.processor() or platform.machine()} CPU",
+        "duration": f"{minutes:.0f} minutes",
+        "environment": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("hibiost", "torch", "timm", "open-clip-torch", "anndata", "numpy")},
+        },
+    }
+    kept = model.save(folder / "half", precision="float16", card=card)
+    print(predictor(adata, hb.model.load(kept), folder).save(folder / NAME))
+    model.save(folder / NAME / "model", precision="float16", card=card)
+
+
+DATA = """Five sections (C2 to C6) of a HER2-positive breast tumour of one patient, measured with Spatial Transcriptomics (100 µm
+spots): Andersson et al., Nature Communications 12:6012 (2021), https://github.com/almaan/her2st. The data state no
+licence; none of them are part of the model's files. SHA-256 of the files:
+
+"""
+EVALUATION = """Each of the five sections was left out once, and a model of the same recipe trained on the other four, with three seeds: all
+sections are of one patient, so these numbers tell how a model carries over to another section of a patient that it
+knows. Image-to-sentence retrieval within the section (chance 1, 5 and 10 %); Pearson correlation over 300 genes
+(log1p of raw and of library-size-normalised counts; training on the mean gives 0); K-means on the image embeddings,
+smoothed, against the pathologist's labels of the patient's first section. Means over sections, ± the standard deviation
+over seeds.
+
+"""
+LIMITATIONS = """- Trained on 910 spots of one patient and one laboratory. Other stains, scanners, organs and patients were not seen.
+- Expression that is predicted on raw counts follows library size and cell density: colour statistics alone reach about
+  the same correlation.
+- Most genes are predicted poorly; look at `hb.get.predicted_genes(adata)`. IGLL5, the paper's example, is among them.
+- Clusters of the images agree little with the published expression clusters.
+"""
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["choose", "train"])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("rows", nargs="*")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1)
+    commands = parser.add_subparsers(dest="command", required=True)
+    choosing = commands.add_parser("choose")
+    choosing.add_argument("out", type=Path)
+    choosing.add_argument("rows", nargs="*")
+    choosing.add_argument("--seeds", type=int, default=3)
+    choosing.add_argument("--jobs", type=int, default=1)
+    commands.add_parser("train").add_argument("out", type=Path)
     given = parser.parse_args()
-    choose(given.out, given.rows, given.seeds, given.jobs)
+    if given.command == "choose":
+        choose(given.out, given.rows, given.seeds, given.jobs)
+    else:
+        train(given.out)
