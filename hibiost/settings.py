@@ -39,8 +39,8 @@ class Settings:
     data_dir
         Folder in which public data are cached, laid out as ``<data_dir>/<dataset>/<path>``.
     model
-        Model that :func:`hibiost.tl.embed` and :func:`hibiost.tl.predict` use when none is given: a folder written by
-        ``model.save``.
+        Model that :func:`hibiost.tl.embed` and :func:`hibiost.tl.predict` use when none is given: the name of one that
+        ships, a folder or a repository of the hub, see :func:`hibiost.model.load`.
     progress
         Show progress bars on long steps.
     verbosity

@@ -14,6 +14,7 @@ from .. import inputs, tl
 from .._files import replacing
 from ..errors import DataError
 from ..model import FeatureEncoder, HibioModel, ModelConfig, feature_encoder, load, presets
+from ..model.registry import ours, shipped
 from ..tl._embed import gene_embeddings, image_embeddings, of_patches
 from ..tl._resolve import sentences_for
 from ._floors import colour_statistics
@@ -152,8 +153,8 @@ class Fixed:
 
     @property
     def _here(self) -> str | HibioModel | FeatureEncoder:
-        """With its weights; an encoder that goes by its name has yet to be had."""
-        if isinstance(self.source, str) and Path(self.source).is_dir():
+        """With its weights; what has to be had from elsewhere goes by its name."""
+        if isinstance(self.source, str) and (self.source in shipped() or Path(self.source).is_dir()):
             return load(self.source)
         return self.source
 
@@ -163,7 +164,9 @@ class Fixed:
 
     def embedded(self, setting: Setting, fold: Fold, seed: int) -> Embedded:
         here = self._here
-        return seen_by(setting, feature_encoder(here) if isinstance(here, str) else here)
+        if isinstance(here, str):
+            here = load(here) if ours(here) else feature_encoder(here)
+        return seen_by(setting, here)
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,7 @@ def contestants(models: Spec | Sequence[str] | Mapping[str, Spec]) -> list[Conte
 
 def _name(spec: Any) -> str:
     if isinstance(spec, str):
-        return Path(spec).name if Path(spec).is_dir() else spec
+        return Path(spec).name if Path(spec).is_dir() and spec not in shipped() else spec
     return str(getattr(spec, "name", "HiBio-ST"))
 
 

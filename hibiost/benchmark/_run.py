@@ -80,8 +80,8 @@ def run(
     models
         Names, or a dict of names and what they stand for: a preset (``"ResNet-10"``) or options of
         :func:`hibiost.tl.pretrain` (a dict), both trained on the training slides of each fold; a function of these
-        slides (an AnnData) and a seed that returns a model or an encoder; a model or its folder; or an image encoder,
-        see :func:`hibiost.model.feature_encoder`.
+        slides (an AnnData) and a seed that returns a model or an encoder; a model, or what :func:`hibiost.model.load`
+        takes; or an image encoder, see :func:`hibiost.model.feature_encoder`.
     out
         Folder of embeddings, results, tables and figures.
     dataset

@@ -48,11 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def model_of(name: str | None, device: str) -> HibioModel | FeatureEncoder:
-    """The model in a folder, by default the one of the settings; or the encoder of that name."""
+    """The model of that name or in that folder, by default the one of the settings; or the encoder of that name."""
     from ..model import feature_encoder
+    from ..model.registry import ours
     from ..tl._resolve import resolve_model
 
-    if name is None or Path(name).exists() or ("/" in name and ":" not in name):
+    if name is None or ours(name) or Path(name).exists() or ("/" in name and ":" not in name):
         return resolve_model(name, device)
     return feature_encoder(name, device=device)
 

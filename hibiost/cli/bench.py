@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models",
         default=["ResNet-10"],
-        help="presets (trained on each fold), folders of models, encoders; or a .toml file with a table of options of "
-        "hibiost.tl.pretrain for each model (default: ResNet-10)",
+        help="presets (trained on each fold), models (names, folders), encoders; or a .toml file with a table of "
+        "options of hibiost.tl.pretrain for each model (default: ResNet-10)",
         **several,
     )
     parser.add_argument("--out", type=Path, default=Path("hibiost-bench"), help="folder for the results (%(default)s)")

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``hibiost embed``."""
     _slides.add_arguments(parser)
     parser.add_argument(
-        "--model", help="folder of a model, or an encoder such as uni, see 'hibiost models' (default: HIBIOST_MODEL)"
+        "--model",
+        help="name or folder of a model, or an encoder such as uni, see 'hibiost models' (default: HIBIOST_MODEL)",
     )
     parser.add_argument("--modality", choices=("auto", "image", "gene"), default="auto", help="what to embed (auto)")
 

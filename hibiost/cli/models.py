@@ -1,4 +1,4 @@
-"""``hibiost models``: the architectures and encoders that go by a name."""
+"""``hibiost models``: the trained models, architectures and encoders that go by a name."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import argparse
 
 import hibiost as hb
 
-HELP = "list model presets and known encoders: licence, access, whether the weights are here"
+HELP = "list trained models, presets and known encoders: licence, access, whether the weights are here"
 DESCRIPTION = """
-What hibiost.model.presets and hibiost.model.encoders list, and whether the weights are in the cache of the hub on this
-machine. Nothing is looked up online.
+What hibiost.model.list, presets and encoders list, and whether the weights are in the cache of the hub on this machine;
+nothing is looked up online. With a name, the card of that trained model.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``hibiost models`` has no arguments."""
+    """Which model's card is to be printed."""
+    parser.add_argument(
+        "name", nargs="?", help="a trained model: its name, its folder or hf-hub:ORGANISATION/NAME; prints its card"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a table."""
+    """Print a card, or a table."""
+    if arguments.name is not None:
+        print(hb.model.card(arguments.name), end="")
+        return
     rows = [("name", "kind", "licence", "access", "weights")]
+    rows += [(name, "trained", told["licence"], "open", "here") for name, told in hb.model.list().items()]
     rows += [(name, "preset", "-", "-", "trained by hibiost pretrain") for name in hb.model.presets()]
     rows += [_encoder(name) for name in hb.model.encoders()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--reference", nargs="+", help="files, or a folder in HEST-1k's layout, with measured counts")
     source.add_argument("--predictor", help="folder of a predictor that was fitted before")
-    parser.add_argument("--model", help="folder of a model; or an encoder, for regression (default: HIBIOST_MODEL)")
+    parser.add_argument(
+        "--model", help="name or folder of a model; or an encoder, for regression (default: HIBIOST_MODEL)"
+    )
     parser.add_argument("--method", choices=("retrieval", "regression"), help="from the reference (retrieval)")
     parser.add_argument(
         "--genes", type=lambda text: text.split(","), metavar="A,B", help="genes to predict (default: all)"

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, WeightsUnavailableError, nearest
+from ..errors import ModelError, nearest
 from ..genes import Vocabulary
 from ..settings import logger
 from .config import ModelConfig, presets
 from .hibio import HibioModel
+from .hub import cached, fetch
 from .towers import TimmTower
 from .weights import SUFFIXES, fitting, read_weights, sha256
 
@@ -467,46 +468,14 @@ def _local(path: Path) -> Path:
     )
 
 
-def cached(hub: str, file: str, revision: str | None = None) -> Path | None:
-    """A file of the hub that is on this machine; nothing is asked online."""
-    from huggingface_hub import errors, try_to_load_from_cache
-
-    try:
-        cached = try_to_load_from_cache(hub, file, revision=revision)
-    except errors.HFValidationError as error:
-        raise ModelError(f"{hub!r} is no name on the hub; expected 'hf-hub:ORGANISATION/NAME'.") from error
-    return Path(cached) if isinstance(cached, str) else None
-
-
 def _fetch(hub: str, files: Sequence[str], revision: str | None = None, *, optional: bool = False) -> Any:
-    """The first of some files that a repository of the hub has, from the cache where it is there.
-
-    Returns
-    -------
-    Its path; ``None`` where the repository has none of them and they are ``optional``.
-    """
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    for file in files:
-        if path := cached(hub, file, revision):
-            return path
-    for file in files:
-        try:
-            return Path(huggingface_hub.hf_hub_download(hub, file, revision=revision))
-        except errors.LocalEntryNotFoundError as error:  # no network; one of its kind is the next
-            raise WeightsUnavailableError(_offline(hub, files)) from error
-        except errors.EntryNotFoundError:
-            continue
-        except errors.RevisionNotFoundError as error:
-            raise ModelError(f"huggingface.co/{hub} has no revision {revision!r}.") from error
-        except errors.RepositoryNotFoundError as error:  # gated ones are of this kind
-            raise WeightsUnavailableError(_no_access(hub)) from error
-        except OSError as error:
-            raise WeightsUnavailableError(_offline(hub, files)) from error
-    if optional:
-        return None
-    raise ModelError(f"huggingface.co/{hub} has none of {list(files)}; download its weights and give them by weights=.")
+    """The first of some files that a repository has; ``None`` where it has none and they are ``optional``."""
+    path = fetch(hub, files, revision, offline=_offline(hub, files))
+    if path is None and not optional:
+        raise ModelError(
+            f"huggingface.co/{hub} has none of {list(files)}; download its weights and give them by weights=."
+        )
+    return path
 
 
 def _offline(hub: str, files: Sequence[str]) -> str:
@@ -514,16 +483,4 @@ def _offline(hub: str, files: Sequence[str]) -> str:
     download = f"download it, for example by 'hf download {hub}{' ' + files[-1] if entry else ''}'"
     ask = f"ask for access there, since it is gated, then {download}" if entry and entry["gated"] else download
     licence = f" Licence: {entry['licence']}." if entry else ""
-    return (
-        f"the weights of {hub} are not on this machine, and huggingface.co cannot be reached. Where there is network: "
-        f"open huggingface.co/{hub}, {ask}; bring the file here and give it by "
-        f"weights='path/to/the/file'.{licence}"
-    )
-
-
-def _no_access(hub: str) -> str:
-    return (
-        f"no access to huggingface.co/{hub}: it does not exist, is private, or is gated. If it is gated: sign in at "
-        f"huggingface.co/{hub}, accept its terms, make a token at huggingface.co/settings/tokens, and give it to "
-        "'hf auth login' or the environment variable HF_TOKEN."
-    )
+    return f"open huggingface.co/{hub}, {ask}; bring the file here and give it by weights='path/to/the/file'.{licence}"

@@ -43,13 +43,15 @@ def writing(folder: Path, files: tuple[str, str], tensors: Mapping[str, Tensor],
         yield
 
 
-def read(folder: Path, files: tuple[str, str], *, version: int, kind: str, mend: str) -> Any:
+def read(folder: Path, files: tuple[str, ...], *, version: int, kind: str, mend: str) -> Any:
     """The JSON of a folder that :func:`writing` wrote.
 
     Parameters
     ----------
-    folder, files
+    folder
         As of :func:`writing`.
+    files
+        Names of the files that have to be there, the JSON last.
     version
         The ``format_version`` that can be read.
     kind
@@ -67,7 +69,7 @@ def read(folder: Path, files: tuple[str, str], *, version: int, kind: str, mend:
             raise ModelError(
                 f"no {kind} at {folder}: {name} is missing. Expected a folder written by {kind}.save(); {mend}"
             )
-    path = folder / files[1]
+    path = folder / files[-1]
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         found = about["format_version"]

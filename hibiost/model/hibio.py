@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,18 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._files import replacing
 from .._random import RNG, seed
 from ..errors import ModelError, nearest
 from ..genes import Vocabulary
+from . import hub
 from .attention import with_causal_attention
+from .cards import FILE as CARD
+from .cards import checked, markdown
 from .config import ModelConfig
-from .files import read, tensors_of, writing
+from .files import writing
 from .tokens import END, PAD, SentenceTokenizer, trimmed
 from .towers import TimmTower, projection, tower_features
-from .weights import fingerprint
+from .weights import as_loaded, fingerprint, kept
 
 FORMAT_VERSION = 1
-_FILES = _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+FILES = "model.safetensors", "config.json"
 _MAX_LOGIT_SCALE = math.log(100)
 _UNUSED = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
 """open_clip builds both towers or none: a small image tower, where another takes its place."""
@@ -95,6 +100,7 @@ class HibioModel(nn.Module):
         self.config = config
         self.vocabulary = vocabulary
         self.training_info = dict(training or {})
+        self.card_info: dict[str, Any] = {}
         self.tokenizer = SentenceTokenizer(len(vocabulary), metadata, config.context_length)
         text_cfg = {
             **config.text_cfg,
@@ -187,12 +193,30 @@ class HibioModel(nn.Module):
         """Embed rows of token ids in one batch; returns float32, n x ``embed_dim``."""
         return self.eval().encode_genes(torch.tensor(trimmed(tokens), device=self.device)).cpu().numpy()
 
-    def fingerprint(self) -> str:
-        """A short hash of the weights: embeddings can be compared only where it is the same."""
-        return fingerprint(self.state_dict())
+    def fingerprint(self, *, precision: str = "float32") -> str:
+        """A short hash of the weights: embeddings can be compared only where it is the same.
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the model to a folder: ``model.safetensors`` and ``config.json``.
+        With ``precision="float16"``, that of the model that :meth:`save` writes in float16.
+        """
+        return fingerprint(as_loaded(kept(self.state_dict(), precision)))
+
+    def description(self, *, precision: str = "float32", card: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What ``config.json`` tells of the model that :meth:`save` writes with the same arguments."""
+        told = self.card_info if card is None else checked(card)
+        return {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint(precision=precision),
+            "config": self.config.to_dict(),
+            "vocabulary": self.vocabulary.to_dict(),
+            "metadata": self.tokenizer.metadata,
+            "training": self.training_info,
+            **({"card": dict(told)} if told else {}),
+        }
+
+    def save(
+        self, path: str | os.PathLike[str], *, precision: str = "float32", card: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write the model to a folder: ``model.safetensors``, ``config.json`` and a card, ``README.md``.
 
         The JSON holds architecture, preprocessing, vocabulary, idf and training parameters. Each file is written beside
         its place and then renamed, so that an interrupted save leaves no half-written file.
@@ -201,6 +225,15 @@ class HibioModel(nn.Module):
         ----------
         path
             Folder, made if absent.
+        precision
+            ``"float16"`` halves the file: matrices and kernels are rounded, vectors such as the statistics of batch
+            norms are not. Loaded again, the model computes in float32; its embeddings differ from those of this model
+            by the rounding, and so does its fingerprint: embeddings of the two are not taken for the same.
+        card
+            What the card tells beyond the training, by default what this model was loaded with: ``name``, ``licence``
+            (as the hub writes it, such as ``"bsd-3-clause"``), ``datasets`` (a list of names on the hub), ``data``,
+            ``evaluation`` and ``limitations`` (Markdown), ``command``, ``hardware``, ``duration`` and ``environment``
+            (a dict, such as versions by package). See :func:`hibiost.model.card`.
 
         Returns
         -------
@@ -208,20 +241,68 @@ class HibioModel(nn.Module):
 
         Raises
         ------
+        ModelError
+            An unknown precision or entry of the card.
         DataError
             The folder or a file cannot be written.
         """
-        folder = Path(path)
-        description = {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": self.fingerprint(),
-            "config": self.config.to_dict(),
-            "vocabulary": self.vocabulary.to_dict(),
-            "metadata": self.tokenizer.metadata,
-            "training": self.training_info,
-        }
-        with writing(folder, _FILES, self.state_dict(), description):
-            return folder
+        return self._write(Path(path), precision, card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a model of hibiost",
+        precision: str = "float32",
+        card: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Upload the three files of :meth:`save` to the Hugging Face hub, for ``hibiost.model.load("hf-hub:REPO_ID")``.
+
+        Parameters
+        ----------
+        repo_id
+            ``"ORGANISATION/NAME"``; made if absent.
+        private
+            Make it for those alone who may see it; a repository that is there stays as it is.
+        token
+            A token that may write; by default the one of ``hf auth login`` or ``HF_TOKEN``.
+        revision
+            Branch to write to, made if absent; by default the main one.
+        commit_message
+            What the history of the repository tells.
+        precision, card
+            As of :meth:`save`.
+
+        Returns
+        -------
+        Address of the repository.
+
+        Raises
+        ------
+        ModelError
+            An unknown precision or entry of the card, no network, or no right to write there.
+        """
+        at = "" if revision is None else f"@{revision}"
+        with tempfile.TemporaryDirectory(prefix="hibiost-") as folder:
+            self._write(Path(folder), precision, card, hub.PREFIX + repo_id + at)
+            return hub.push(
+                Path(folder),
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                commit_message=commit_message,
+            )
+
+    def _write(self, folder: Path, precision: str, card: Mapping[str, Any] | None, source: str | None = None) -> Path:
+        about = self.description(precision=precision, card=card)
+        tensors = kept(self.state_dict(), precision)
+        with replacing(folder / CARD) as readme, writing(folder, FILES, tensors, about):
+            readme.write_text(markdown(about, source), encoding="utf-8")
+        return folder
 
 
 def untrained(model: HibioModel, *, rng: RNG = 0) -> HibioModel:
@@ -248,62 +329,3 @@ def untrained(model: HibioModel, *, rng: RNG = 0) -> HibioModel:
     """
     fresh = HibioModel(model.config, model.vocabulary, metadata=model.tokenizer.metadata, rng=rng)
     return fresh.to(model.device).eval()
-
-
-def load(model: str | os.PathLike[str] | HibioModel, *, device: str = "cpu") -> HibioModel:
-    """Load a model from a folder written by ``model.save``.
-
-    Only safetensors and JSON are read: loading never executes code.
-
-    Parameters
-    ----------
-    model
-        Folder; a model is passed through.
-    device
-        Where to put the weights, such as ``"cpu"`` or ``"cuda"``.
-
-    Returns
-    -------
-    The model, in evaluation mode.
-
-    Raises
-    ------
-    ModelError
-        The folder or a file is absent, damaged, of an unknown format version, or weights and configuration disagree.
-
-    Examples
-    --------
-    >>> import hibiost as hb
-    >>> hb.model.load("no-such-folder")
-    Traceback (most recent call last):
-    hibiost.errors.ModelError: no model at no-such-folder: ...
-    """
-    if isinstance(model, HibioModel):
-        return model.to(device).eval()
-    folder = Path(model)
-    description = read(folder, _FILES, version=FORMAT_VERSION, kind="model", mend="hb.tl.pretrain trains a model.")
-    try:
-        loaded = HibioModel(
-            ModelConfig.from_dict(description["config"]),
-            Vocabulary.from_dict(description["vocabulary"]),
-            metadata=description["metadata"],
-            training=description["training"],
-        )
-    except KeyError as error:
-        raise ModelError(f"{folder / _CONFIG} lacks the entry {error}; save the model again.") from error
-    weights = tensors_of(folder / _WEIGHTS)
-    expected = loaded.state_dict()
-    wrong = sorted(set(weights) ^ set(expected)) or [
-        name for name, tensor in weights.items() if tensor.shape != expected[name].shape
-    ]
-    if wrong:
-        raise ModelError(
-            f"weights and configuration in {folder} do not belong together: {len(wrong)} tensors differ, "
-            f"such as {wrong[0]!r}."
-        )
-    loaded.load_state_dict(weights)
-    if loaded.fingerprint() != description.get("fingerprint"):
-        raise ModelError(
-            f"the weights in {folder} are not those its {_CONFIG} describes; copy or save the model again."
-        )
-    return loaded.to(device).eval()

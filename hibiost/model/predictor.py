@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from ..errors import ModelError
 from .confidence import Calibration
 from .features import FeatureEncoder
 from .files import read, tensors_of, writing
-from .hibio import HibioModel, load
+from .hibio import HibioModel
+from .registry import load, shipped
 from .weights import fingerprint
 
 FORMAT_VERSION = 1
@@ -96,14 +97,19 @@ class Predictor:
 
     def fingerprint(self) -> str:
         """A short hash of image tower, head and genes: of all that predictions depend on."""
-        about = [self.model.fingerprint(), *self.genes, self.target, repr(self.target_sum)]
+        return self._fingerprint(self.model.fingerprint())
+
+    def _fingerprint(self, of_model: str) -> str:
+        about = [of_model, *self.genes, self.target, repr(self.target_sum)]
         return fingerprint(self._head, "\n".join(about))
 
     @property
     def _head(self) -> dict[str, Tensor]:
         return {"weight": torch.from_numpy(self.weight), "bias": torch.from_numpy(self.bias)}
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(
+        self, path: str | os.PathLike[str], *, precision: str = "float32", card: Mapping[str, Any] | None = None
+    ) -> Path:
         """Write the predictor to a folder: ``predictor.safetensors``, ``predictor.json`` and the model in ``model``.
 
         Where a file cannot be written, a predictor that was there stays as it was, or is refused by its fingerprint.
@@ -112,6 +118,8 @@ class Predictor:
         ----------
         path
             Folder, made if absent.
+        precision, card
+            Of the model, see :meth:`HibioModel.save`; the head stays in float32.
 
         Returns
         -------
@@ -122,7 +130,8 @@ class Predictor:
         DataError
             The folder or a file cannot be written.
         ModelError
-            The image tower is an encoder of another package, whose weights are not kept.
+            The image tower is an encoder of another package, whose weights are not kept; an unknown precision or entry
+            of the card.
         """
         if not isinstance(self.model, HibioModel):
             raise ModelError(
@@ -132,26 +141,26 @@ class Predictor:
         folder = Path(path)
         about = {
             "format_version": FORMAT_VERSION,
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self._fingerprint(self.model.fingerprint(precision=precision)),
             "genes": list(self.genes),
             "target": self.target,
             "target_sum": self.target_sum,
             "params": self.params,
         }
         with writing(folder, _FILES, {**self._head, **_tensors(self.calibration)}, about):
-            self.model.save(folder / _MODEL)
+            self.model.save(folder / _MODEL, precision=precision, card=card)
         return folder
 
 
 def load_predictor(predictor: str | os.PathLike[str] | Predictor, *, device: str = "cpu") -> Predictor:
-    """Load a predictor from a folder written by ``predictor.save``.
+    """Load a predictor that ships, or one from a folder written by ``predictor.save``.
 
     Only safetensors and JSON are read: loading never executes code.
 
     Parameters
     ----------
     predictor
-        Folder; a predictor is passed through.
+        Name of a model that ships, see :func:`list`, or a folder; a predictor is passed through.
     device
         Where to put the image tower, such as ``"cpu"`` or ``"cuda"``.
 
@@ -174,7 +183,8 @@ def load_predictor(predictor: str | os.PathLike[str] | Predictor, *, device: str
     if isinstance(predictor, Predictor):
         predictor.model.to(device)
         return predictor
-    folder = Path(predictor)
+    here = shipped()
+    folder = here[predictor] if isinstance(predictor, str) and predictor in here else Path(predictor)
     about = read(folder, _FILES, version=FORMAT_VERSION, kind="predictor", mend="hb.tl.fit_predictor fits a predictor.")
     tensors = tensors_of(folder / _WEIGHTS)
     model = load(folder / _MODEL, device=device)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ModelError, nearest
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *_PICKLES)
@@ -120,6 +120,41 @@ def fingerprint(tensors: Mapping[str, Tensor], *more: str) -> str:
     for text in more:
         digest.update(text.encode())
     return digest.hexdigest()[:16]
+
+
+PRECISIONS = ("float32", "float16")
+
+
+def kept(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
+    """Tensors as a file of some precision keeps them.
+
+    In float16 are matrices and kernels, which are nearly all of the size. Vectors, such as biases and the statistics of
+    batch norms, stay as they are, and so do integers and what is too large for float16.
+
+    Raises
+    ------
+    ModelError
+        An unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ModelError(
+            f"precision is {precision!r}; expected one of {list(PRECISIONS)}.{nearest(precision, PRECISIONS)}"
+        )
+    if precision == "float32":
+        return dict(tensors)
+    return {name: _halved(tensor) for name, tensor in tensors.items()}
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    if tensor.ndim < 2 or not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    return half if half.isfinite().all() else tensor
+
+
+def as_loaded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a file gives back: numbers in float32, whatever they were kept in; integers as they are."""
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def fitting(tower: nn.Module, tensors: Mapping[str, Tensor], *, name: str, source: str) -> dict[str, Tensor]:

@@ -61,7 +61,8 @@ def annotate(
         :func:`hibiost.datasets.gene_sets` takes them: a name such as ``"reactome"``, or a GMT file. Of a signature with
         more genes than the model's sentences hold, the rarest (of highest idf) are taken.
     model
-        A model, or the folder of one; by default the one ``adata`` was embedded with, else ``hibiost.settings.model``.
+        A model, or what :func:`hibiost.model.load` takes; by default the one ``adata`` was embedded with, else
+        ``hibiost.settings.model``.
     batch_size
         Images embedded at a time.
     library_key

@@ -46,8 +46,9 @@ def embed(
         Spots with ``obsm["spatial"]`` and, for the images, ``uns["spatial"]``; with sentences of
         :func:`hibiost.pp.tfidf_sentences` for the gene side.
     model
-        A model, or the folder of one; by default the one named in ``hibiost.settings.model``. Or the encoder of another
-        package, see :func:`hibiost.model.feature_encoder`: its features are written as they are, not normalised.
+        A model, or what :func:`hibiost.model.load` takes; by default the one named in ``hibiost.settings.model``. Or
+        the encoder of another package, see :func:`hibiost.model.feature_encoder`: its features are written as they are,
+        not normalised.
     modality
         ``"image"`` or ``"gene"`` embeds that side only; ``"auto"`` embeds images, and sentences where there are any
         and the model reads them.
@@ -96,6 +97,7 @@ def embed(
     (100, 128)
     """
     from ..model import HibioModel
+    from ..model.registry import absolute
 
     inputs.check_spots(adata)
     if modality not in MODALITIES:
@@ -117,7 +119,7 @@ def embed(
     for name, values in found.items():
         adata.obsm[f"{key_added}_{name}"] = values
     params = {
-        "model": str(os.path.abspath(model)) if isinstance(model, str | os.PathLike) else None,
+        "model": absolute(model) if isinstance(model, str | os.PathLike) else None,
         "encoder": None if isinstance(resolved, HibioModel) else resolved.name,
         "modality": modality,
         "library_key": library_key,

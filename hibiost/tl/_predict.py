@@ -74,7 +74,8 @@ def predict(
     method
         ``"retrieval"`` or ``"regression"``; not read where a predictor is given.
     model
-        A model, or the folder of one; by default the one ``adata`` was embedded with, else ``hibiost.settings.model``.
+        A model, or what :func:`hibiost.model.load` takes; by default the one ``adata`` was embedded with, else
+        ``hibiost.settings.model``.
         By regression also what :func:`hibiost.model.feature_encoder` returns. A predictor has its own.
     genes
         Genes to predict; all of the reference, or of the predictor, where not given (n_obs x n_genes x 4 bytes).

@@ -79,8 +79,9 @@ def fit_predictor(
     reference
         Spots of one or several slides with raw counts, coordinates and H&E images.
     model
-        A model, the folder of one, or, for ``"ridge"``, what :func:`hibiost.model.feature_encoder` returns; by default
-        the model ``reference`` was embedded with, else ``hibiost.settings.model``.
+        A model, what :func:`hibiost.model.load` takes, or, for ``"ridge"``, what
+        :func:`hibiost.model.feature_encoder` returns; by default the model ``reference`` was embedded with, else
+        ``hibiost.settings.model``.
     method
         ``"ridge"`` or ``"finetune"``.
     genes

@@ -53,7 +53,8 @@ def retrieve(
     top_k
         Matches for each spot; all of the reference where it has fewer spots.
     model
-        A model, or the folder of one; by default the one ``adata`` was embedded with, else ``hibiost.settings.model``.
+        A model, or what :func:`hibiost.model.load` takes; by default the one ``adata`` was embedded with, else
+        ``hibiost.settings.model``.
     layer
         Layer that holds raw counts, where sentences have to be made; ``X`` where not given.
     batch_size

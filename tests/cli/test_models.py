@@ -12,7 +12,22 @@ def test_everything_that_goes_by_a_name(tmp_path, capsys, monkeypatch):
         assert main(["models"]) == 0
     table, _, default = capsys.readouterr().out.partition("\n\n")
     rows = {line.split()[0]: line for line in table.splitlines()}
-    assert list(rows) == ["name", *hb.model.presets(), *hb.model.encoders()]
+    assert list(rows) == ["name", *hb.model.list(), *hb.model.presets(), *hb.model.encoders()]
     assert rows["uni"].split() == ["uni", "encoder", "CC-BY-NC-ND-4.0", "on", "request", "here"]
     assert rows["plip"].endswith("open        at huggingface.co/vinid/plip")
     assert default.strip().endswith("my-model")
+
+
+def test_a_model_that_ships_and_its_card(tmp_path, capsys, monkeypatch):
+    from hibiost.model import registry
+
+    monkeypatch.setattr(registry, "SHIPPED", tmp_path)
+    vocabulary = hb.genes.Vocabulary(("ERBB2", "MGP"), [1, 2], [3, 3])
+    model = hb.model.HibioModel(hb.model.ModelConfig.preset("ResNet-10"), vocabulary)
+    model.save(tmp_path / "toy" / "model", card={"name": "toy", "licence": "mit"})
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["toy", "trained", "mit", "open", "here"]
+    assert main(["models", "toy"]) == 0
+    assert capsys.readouterr().out == hb.model.card("toy")
+    assert main(["models", "toi"]) == 1
+    assert "no model at toi" in capsys.readouterr().err

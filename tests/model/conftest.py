@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from hibiost.genes import Vocabulary
-from hibiost.model import HibioModel, ModelConfig
+from hibiost.model import HibioModel, ModelConfig, load
+
+FORMAT_1 = Path(__file__).with_name("format-1")
+"""A small model and some of its embeddings, as hibiost wrote it before models had cards."""
 
 
 @pytest.fixture
@@ -20,3 +25,13 @@ def model(vocabulary):
         mpp=0.5,
     )
     return HibioModel(config, vocabulary, metadata=["organ:breast"], training={"seed": 3, "n_genes": 2})
+
+
+@pytest.fixture
+def format_1():
+    return FORMAT_1
+
+
+@pytest.fixture
+def tiny():
+    return load(FORMAT_1)

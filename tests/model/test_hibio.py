@@ -33,7 +33,7 @@ def test_round_trip_keeps_everything(model, saved):
     np.testing.assert_array_equal(again.embed_images(patches(3)), model.embed_images(patches(3)))
     tokens = model.tokenizer(np.array([[0, 2], [1, -1]]), ["organ:breast"])
     np.testing.assert_array_equal(again.embed_genes(tokens), model.embed_genes(tokens))
-    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_embeddings_are_unit_float32(model):
@@ -165,7 +165,7 @@ def test_a_failed_save_leaves_the_old_model(saved, model, monkeypatch):
         model.save(saved)
     monkeypatch.undo()
     assert load(saved).fingerprint() == before
-    assert len(list(saved.iterdir())) == 2
+    assert len(list(saved.iterdir())) == 3
 
 
 def test_mismatched_torchvision_is_explained(monkeypatch, model, vocabulary):

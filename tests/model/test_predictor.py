@@ -68,7 +68,8 @@ def test_round_trip_keeps_everything(predictor, saved):
     np.testing.assert_array_equal(again.predict(patches(3)), predictor.predict(patches(3)))
     assert load_predictor(again) is again
     names = sorted(str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file())
-    assert names == ["model/config.json", "model/model.safetensors", "predictor.json", "predictor.safetensors"]
+    in_model = ["model/README.md", "model/config.json", "model/model.safetensors"]
+    assert names == [*in_model, "predictor.json", "predictor.safetensors"]
 
 
 def test_round_trip_of_the_calibration(predictor, saved):
