@@ -250,7 +250,7 @@ def _in_order(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 def contestants(models: Spec | Sequence[str] | Mapping[str, Spec]) -> list[Contestant]:
     """The rows asked for, and the floors beside them."""
-    if isinstance(models, str | HibioModel | FeatureEncoder):
+    if isinstance(models, str | HibioModel | FeatureEncoder) or callable(models):
         models = {_name(models): models}
     named: dict[str, Spec] = dict(models) if isinstance(models, Mapping) else {_name(spec): spec for spec in models}
     if not named:
@@ -267,7 +267,7 @@ def contestants(models: Spec | Sequence[str] | Mapping[str, Spec]) -> list[Conte
 def _name(spec: Any) -> str:
     if isinstance(spec, str):
         return Path(spec).name if Path(spec).is_dir() and spec not in shipped() else spec
-    return str(getattr(spec, "name", "HiBio-ST"))
+    return str(getattr(spec, "name", getattr(spec, "__name__", "HiBio-ST")))
 
 
 def _contestant(name: str, spec: Spec) -> Contestant:
