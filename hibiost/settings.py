@@ -14,6 +14,8 @@ from typing import Any, TextIO
 logger = logging.getLogger("hibiost")
 """The package's logger; ``settings.verbosity`` sets its level."""
 
+DEFAULT_MODEL = "hibiost-mini"
+"""It comes with the package."""
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -40,7 +42,8 @@ class Settings:
         Folder in which public data are cached, laid out as ``<data_dir>/<dataset>/<path>``.
     model
         Model that :func:`hibiost.tl.embed` and :func:`hibiost.tl.predict` use when none is given: the name of one that
-        ships, a folder or a repository of the hub, see :func:`hibiost.model.load`.
+        ships, a folder or a repository of the hub, see :func:`hibiost.model.load`; by default, and for ``None``,
+        ``"hibiost-mini"``.
     progress
         Show progress bars on long steps.
     verbosity
@@ -48,7 +51,7 @@ class Settings:
     """
 
     data_dir: Path | None = None
-    model: str | None = None
+    model: str = DEFAULT_MODEL
     progress: bool = True
     verbosity: str = "info"
 
@@ -65,7 +68,7 @@ class Settings:
         if name == "data_dir":
             value = None if value is None else Path(value).expanduser()
         elif name == "model":
-            value = None if value is None else str(value)
+            value = DEFAULT_MODEL if value is None else str(value)
         elif name == "progress":
             value = _as_bool(name, value)
         elif name == "verbosity":

@@ -72,6 +72,8 @@ def test_paths_are_expanded_and_can_be_unset(monkeypatch):
     assert hb.settings.cache.name == "hibiost"
     hb.settings.model = Path("a/model")
     assert hb.settings.model == str(Path("a/model"))
+    hb.settings.model = None
+    assert hb.settings.model == "hibiost-mini"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_override_lasts_for_its_block_even_when_it_fails():
 
     with pytest.raises(KeyError):
         fail_inside()
-    assert (hb.settings.verbosity, hb.settings.model, logger.level) == ("warning", None, logging.WARNING)
+    assert (hb.settings.verbosity, hb.settings.model, logger.level) == ("warning", "hibiost-mini", logging.WARNING)
 
 
 def test_messages_go_to_the_stderr_of_the_moment(capsys):

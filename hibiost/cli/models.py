@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    print(f"\nmodel that is used by default (HIBIOST_MODEL): {hb.settings.model or 'none'}")
+    print(f"\nmodel that is used by default (HIBIOST_MODEL): {hb.settings.model}")
 
 
 def _encoder(name: str) -> tuple[str, str, str, str, str]:

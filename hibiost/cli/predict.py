@@ -31,9 +31,9 @@ reference has two slides or more with images. The same command goes on where it 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``hibiost predict``."""
     _slides.add_arguments(parser)
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--reference", nargs="+", help="files, or a folder in HEST-1k's layout, with measured counts")
-    source.add_argument("--predictor", help="folder of a predictor that was fitted before")
+    source.add_argument("--predictor", help="folder of a predictor (default: the one that comes with the model)")
     parser.add_argument(
         "--model", help="name or folder of a model; or an encoder, for regression (default: HIBIOST_MODEL)"
     )
@@ -66,12 +66,16 @@ def run(arguments: argparse.Namespace) -> None:
 def _source(arguments: argparse.Namespace, device: str) -> tuple[AnnData | Predictor, dict[str, Any]]:
     """What is predicted from, and the model that goes with it; a predictor holds its own."""
     from ..model import load_predictor
+    from ..tl._predictor import coming_with
     from ..tl._resolve import resolve_model
 
-    if arguments.predictor is not None:
-        for name in ("model", "method", "layer"):
+    if arguments.reference is None:
+        own = ("method", "layer") if arguments.predictor is None else ("model", "method", "layer")
+        for name in own:
             if getattr(arguments, name) is not None:
                 raise DataError(f"--{name} is for --reference; a predictor has its own. Leave it out.")
+        if arguments.predictor is None:
+            return coming_with(arguments.model, device), {}
         return load_predictor(arguments.predictor, device=device), {}
     model = _slides.model_of(arguments.model, device)
     corpus = hb.io.Corpus(arguments.reference, layer=arguments.layer)

@@ -238,3 +238,8 @@ def _is_ours(config: Path) -> bool:
         return "format_version" in json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, TypeError):
         return False
+
+
+def brings_predictor(model: str | os.PathLike[str]) -> bool:
+    """Whether a predictor lies in the folder of a model."""
+    return (isinstance(model, str) and model in shipped()) or (Path(model) / "predictor.json").is_file()

@@ -29,7 +29,7 @@ TARGETS = ("raw", "normalized")
 @inputs.takes_spatialdata
 def predict(
     adata: AnnData,
-    reference: AnnData | Predictor | str | os.PathLike[str],
+    reference: AnnData | Predictor | str | os.PathLike[str] | None = None,
     *,
     method: Literal["retrieval", "regression"] = "retrieval",
     model: str | os.PathLike[str] | HibioModel | FeatureEncoder | None = None,
@@ -56,7 +56,9 @@ def predict(
     of a million spots fits on a laptop.
 
     By regression, a ridge on image features is fitted to the reference, see :func:`hibiost.tl.fit_predictor`; a
-    predictor that is fitted already, or the folder of one, is taken in the place of the reference.
+    predictor that is fitted already, or the folder of one, is taken in the place of the reference. Without a reference
+    it is the one that comes with the model: that of ``"hibiost-mini"`` knows breast tumours, and
+    ``hb.model.card("hibiost-mini")`` tells what it was fitted to.
 
     How far each gene can be trusted is written beside the prediction, see :func:`hibiost.get.predicted_genes`:
     ``expected_pcc`` tells how well slides of the reference are predicted from the rest of it. It takes two slides;
@@ -70,7 +72,8 @@ def predict(
     adata
         Spots to predict for, with coordinates and an H&E image.
     reference
-        Spots with raw counts; for retrieval they need no image. Or a predictor, or the folder of one.
+        Spots with raw counts; for retrieval they need no image. Or a predictor, or the folder of one; by default the
+        predictor that comes with the model.
     method
         ``"retrieval"`` or ``"regression"``; not read where a predictor is given.
     model
@@ -153,9 +156,11 @@ def predict(
 
     inputs.check_spots(adata)
     _check_options(method, target or "raw", weighting, top_k, min_pcc)
-    if method == "regression" or not isinstance(reference, AnnData):
-        from ._predictor import by_regression
+    if reference is None or method == "regression" or not isinstance(reference, AnnData):
+        from ._predictor import by_regression, coming_with
 
+        if reference is None:
+            reference, model = coming_with(model, resolve_device(device)), None
         return by_regression(
             adata, reference, model=model, genes=genes, target=target, calibrate=calibrate, min_pcc=min_pcc,
             layer=layer, batch_size=batch_size, library_key=library_key, key_added=key_added, device=device, copy=copy,

@@ -433,16 +433,37 @@ def by_regression(
         predicted[rows] = values[:, columns]
 
     names = [predictor.genes[column] for column in columns]
+    fitted_to = predictor.params.get("slides", [])
+    if seen := [slide.library_id for slide in slides if slide.library_id in fitted_to]:
+        logger.warning("the predictor was fitted to slides called %s: there it looks better than it is.", seen)
     adata = adata.copy() if copy else adata
     adata.obsm[key_added] = pd.DataFrame(predicted, index=adata.obs_names, columns=names)
     params = {"method": "regression", "target": predictor.target, "target_sum": predictor.target_sum, "layer": layer}
-    params |= {"fit": predictor.params.get("method"), "predictor": predictor.fingerprint()}
+    params |= {"fit": predictor.params.get("method"), "predictor": predictor.fingerprint(), "slides": fitted_to}
     trusted = {name: values[columns] for name, values in trust(predictor.calibration, min_pcc).items()}
     params |= {"min_pcc": min_pcc if trusted else None}
     quality = {"genes": np.array(names, dtype=object), **trusted}
     inputs.record(adata, key_added, fingerprint=predictor.model.fingerprint(), params=params, **quality)
-    logger.info("predicted %d genes of %d spots by regression", len(names), adata.n_obs)
+    logger.info(
+        "predicted %d genes of %d spots by a regression that was fitted to %s",
+        len(names), adata.n_obs, ", ".join(fitted_to) or "slides that are not told",
+    )  # fmt: skip
     return adata if copy else None
+
+
+def coming_with(model: str | os.PathLike[str] | HibioModel | FeatureEncoder | None, device: str) -> Predictor:
+    """The predictor in the folder of the model given, or of the one in the settings."""
+    from ..model import load_predictor
+    from ..model.registry import brings_predictor
+
+    chosen = settings.model if model is None else model
+    if not isinstance(chosen, str | os.PathLike) or not brings_predictor(chosen):
+        raise DataError(
+            f"no reference given, and {chosen if isinstance(chosen, str | os.PathLike) else 'the model'} brings no "
+            "predictor; give spots with measured counts, hb.tl.predict(adata, reference), or take the model that comes "
+            "with the package: hb.tl.predict(adata, model='hibiost-mini')."
+        )
+    return load_predictor(chosen, device=device)
 
 
 def _checked(

@@ -48,16 +48,10 @@ def together(device: str) -> Iterator[Ranks]:
 
 
 def resolve_model(model: str | os.PathLike[str] | HibioModel | FeatureEncoder | None, device: str) -> HibioModel:
-    """The model given, else the one in the settings, else an error that says how to get one; no encoder of images."""
+    """The model given, else the one in the settings; no encoder of images."""
     from ..model import FeatureEncoder, load
 
     chosen = settings.model if model is None else model
-    if chosen is None:
-        raise ModelError(
-            "no model given, and no trained weights ship with this version of hibiost. Train one with "
-            "model = hb.tl.pretrain(reference), or run 'hibiost demo', which leaves one in hibiost-demo/model; then "
-            "pass model=..., or set it once: hb.settings.model = 'hibiost-demo/model' (environment: HIBIOST_MODEL)."
-        )
     if isinstance(chosen, FeatureEncoder):
         raise ModelError(
             f"{chosen.name} reads images only; expected a model of hb.tl.pretrain, which reads gene sentences too. "

@@ -84,8 +84,12 @@ def test_as_typed_with_a_model_in_the_settings(slide, model, tmp_path):
     assert slide.uns["X_hibiost"]["params"]["model"] == str(tmp_path / "m")
 
 
-def test_without_a_model_it_says_how_to_get_one(slide, unchanged):
-    with unchanged(slide), pytest.raises(ModelError, match=r"no trained weights ship.*hb\.tl\.pretrain.*HIBIOST_MODEL"):
+def test_without_a_model_it_is_the_one_that_ships(slide):
+    hb.tl.embed(slide)
+    assert slide.uns["X_hibiost"]["params"]["model"] == "hibiost-mini"
+    assert slide.uns["X_hibiost"]["fingerprint"] == hb.model.list()["hibiost-mini"]["fingerprint"]
+    hb.settings.model = "no-such-model"
+    with pytest.raises(ModelError, match=r"no model at no-such-model.*hb\.tl\.pretrain.*hb\.model\.list"):
         hb.tl.embed(slide)
 
 

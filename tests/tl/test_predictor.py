@@ -99,8 +99,7 @@ def test_the_model_of_the_embedding_is_found_again(reference, slide, model, tmp_
     hb.model.untrained(model, rng=4).save(tmp_path / "m")
     with pytest.raises(ModelError, match="were embedded with weights"):
         hb.tl.fit_predictor(reference, genes=3)
-    with pytest.raises(ModelError, match="no model given"):
-        hb.tl.fit_predictor(slide)
+    assert hb.tl.fit_predictor(slide, genes=3).model.fingerprint() == hb.model.list()["hibiost-mini"]["fingerprint"]
 
 
 def test_an_encoder_of_another_package(reference, slide, encoder):
