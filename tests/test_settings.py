@@ -43,7 +43,7 @@ def test_defaults_without_environment():
         "from hibiost.settings import settings as s; print(s.data_dir, s.model, s.progress, s.verbosity, s.cache.name)",
         HIBIOST_DATA_DIR="",
     )
-    assert done.stdout.split() == ["None", "None", "True", "info", "hibiost"]
+    assert done.stdout.split() == ["None", "hibiost-mini", "True", "info", "hibiost"]
 
 
 @pytest.mark.parametrize(

@@ -114,4 +114,4 @@ def _told(adata: AnnData) -> str:
     if "trusted" not in entry:
         return f"{found}; how far they can be trusted is not known: it takes two reference slides with images"
     trusted = hb.get.predicted_genes(adata)["trusted"].sum()
-    return f"{found}, {trusted} of them trusted (expected PCC of at least {entry['params']['min_pcc']:g})"
+    return f"{found}, {trusted} of them trusted (expected PCC of at least {entry['params']['min_pcc']:g} on slides like the reference's)"

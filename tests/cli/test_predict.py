@@ -33,7 +33,8 @@ def test_by_retrieval_as_the_verbs_do(shelf, tmp_path, capsys, from_hest):
     )
     trusted = hb.get.predicted_genes(slide)["trusted"].sum()
     assert hb.get.predicted_genes(found)["trusted"].sum() == trusted
-    told = f"tissue_2: 80 genes of 30 spots, {trusted} of them trusted (expected PCC of at least 0.2)\n"
+    told = f"tissue_2: 80 genes of 30 spots, {trusted} of them trusted (expected PCC of at least 0.2 on slides "
+    told += "like the reference's)\n"
     assert capsys.readouterr().out == told
     assert predict(shelf, tmp_path, *from_hest, "--genes", "ERBB2") == 1
     assert "made by another command or with other options" in capsys.readouterr().err
@@ -103,10 +104,14 @@ def test_refusals_leave_nothing(shelf, tmp_path, capsys, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_of_reference_and_predictor_is_needed(shelf, tmp_path):
-    for arguments in ([], ["--reference", "hest", "--predictor", "model"]):
-        with pytest.raises(SystemExit, match="2"):
-            predict(shelf, tmp_path, *arguments)
+def test_reference_or_predictor_or_the_one_that_ships(shelf, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict(shelf, tmp_path, "--reference", "hest", "--predictor", "model")
+    assert predict(shelf, tmp_path / "out", "--genes", "MGP,IGLL5") == 0
+    assert predict(shelf, tmp_path / "other", "--model", "model") == 1
+    told = capsys.readouterr()
+    assert "tissue_2: 2 genes of 30 spots, 1 of them trusted" in told.out
+    assert re.search(r"no reference given, and .*model brings no predictor", told.err)
 
 
 def test_retrieval_reads_sentences(shelf, tmp_path, capsys, monkeypatch):
