@@ -113,5 +113,5 @@ def _told(adata: AnnData) -> str:
     entry = adata.uns[keys.PREDICTED]
     if "trusted" not in entry:
         return f"{found}; how far they can be trusted is not known: it takes two reference slides with images"
-    trusted = hb.get.predicted_genes(adata)["trusted"].sum()
-    return f"{found}, {trusted} of them trusted (expected PCC of at least {entry['params']['min_pcc']:g} on slides like the reference's)"
+    trusted, least = hb.get.predicted_genes(adata)["trusted"].sum(), entry["params"]["min_pcc"]
+    return f"{found}, {trusted} of them trusted (expected PCC of at least {least:g} on slides like the reference's)"
