@@ -353,8 +353,8 @@ add is retrieval, and clusters nearer to the pathologist's labels."""
 LIMITATIONS = """- Trained on 910 spots of one patient and one laboratory. Other organs, stains and scanners were not
   seen.
 - On two sections of another patient (A1, A2), whose public images are reduced to 3.2 µm per pixel, nothing carries
-  over: Recall@10 % 10.9, normalised PCC 0.03 by a ridge fitted to the known patient (colour statistics 0.03, random weights
-  0.06), 0.06 by retrieval; ARI 0.07 (colour 0.12, random weights 0.16).
+  over: Recall@10 % 10.9, normalised PCC 0.03 by a ridge fitted to the known patient (colour statistics 0.03, random
+  weights 0.06), 0.06 by retrieval; ARI 0.07 (colour 0.12, random weights 0.16).
 - Expression predicted on raw counts follows library size and cell density: colour statistics reach nearly as much.
 - Most genes are predicted poorly, IGLL5 among them; `hb.get.predicted_genes(adata)` tells what to expect of each on
   other sections of the known patient.
