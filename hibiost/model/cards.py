@@ -113,7 +113,7 @@ def _usage(source: str) -> str:
     return _code(
         "python",
         "import hibiost as hb\n\n"
-        f"model = hb.model.load({source!r})\n"
+        f"model = hb.model.load({json.dumps(source)})\n"
         "hb.pp.tfidf_sentences(adata, vocabulary=model.vocabulary)  # adata: an AnnData with counts and an H&E image\n"
         "hb.tl.embed(adata, model=model)",
     )
