@@ -115,7 +115,7 @@ def test_to_the_hub_and_back(hub, tiny):
     files = ["README.md", "config.json", "model.safetensors"]
     assert hub.commits == [("main", "Upload a model of hibiost", files)]
     readme = hub.repos["lab/mini"]["main"]["README.md"].decode()
-    assert "hb.model.load('hf-hub:lab/mini')" in readme
+    assert 'hb.model.load("hf-hub:lab/mini")' in readme
     assert card("hf-hub:lab/mini") == readme
     assert got(hub) == ["config.json"]
     again = load("hf-hub:lab/mini")

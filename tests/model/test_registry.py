@@ -128,7 +128,7 @@ def test_a_full_card(toy, tiny):
     assert text.count("# toy\n") == 1
     assert f"`{tiny.fingerprint()}`" in text
     assert "patches of 64 pixels at 0.5 µm per pixel" in text
-    assert "hb.model.load('toy')" in found["How to use it"]
+    assert 'hb.model.load("toy")' in found["How to use it"]
     for part in (CARD["data"], "Trained on 7 spots of 2 slides.", "`a`, `b`", "0.4 µm", "`organ:breast`"):
         assert part in found["Training data"]
     assert json.loads(found["Recipe"].strip("`json\n")) == {"seed": 3}
@@ -148,7 +148,7 @@ def test_a_card_tells_nothing_that_is_not_known(tiny):
     assert "Environment" not in found
     assert [found[name] for name in ("Training data", "Evaluation", "Known failures", "Licence")] == ["Not told."] * 4
     assert "license" not in hb.model.card(tiny).split("---")[1]
-    assert "'path/to/the/folder'" in found["How to use it"]
+    assert '"path/to/the/folder"' in found["How to use it"]
 
 
 def test_the_card_tells_the_terms_of_the_weights_it_started_from(tiny):
