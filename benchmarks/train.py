@@ -39,6 +39,7 @@ from hibiost.train import Engine, Pairs, PatchStore, PathwayAnchors, Recipe, Reg
 from hibiost.train.cpu import keep_memory
 from hibiost.train.data import centre
 from hibiost.train.fit import lightning_precision
+from hibiost.train.store import stored_side
 
 N_GENES, N_PATHWAYS, N_SLIDES, REGIONS_PER_SLIDE = 18_000, 1_000, 4, 8
 PARTS = ("data", "augmentation", "image tower", "gene tower", "losses", "optimiser", "rest")
@@ -249,7 +250,7 @@ def synthetic(
     """Spots with patches on disk, sentences, pathways, slides and regions, all random."""
     rng = np.random.default_rng(0)
     config = model.config
-    side = config.image_size + 2 * round(recipe.shift * config.image_size)
+    side = stored_side(config.image_size, recipe.shift)
     tokens = model.tokenizer(rng.integers(0, N_GENES, (n_spots, recipe.n_genes)))
     overlap = sparse.random_array((n_spots, N_PATHWAYS), density=0.02, format="csr", dtype=np.float32, rng=rng)
     members = sparse.random_array((N_PATHWAYS, N_GENES), density=60 / N_GENES, format="csr", rng=rng)

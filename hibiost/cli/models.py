@@ -6,6 +6,8 @@ import argparse
 
 import hibiost as hb
 
+from ._text import columns
+
 HELP = "list trained models, presets and known encoders: licence, access, whether the weights are here"
 DESCRIPTION = """
 What hibiost.model.list, presets and encoders list, and whether the weights are in the cache of the hub on this machine;
@@ -29,9 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows += [(name, "trained", told["licence"], "open", "here") for name, told in hb.model.list().items()]
     rows += [(name, "preset", "-", "-", "trained by hibiost pretrain") for name in hb.model.presets()]
     rows += [_encoder(name) for name in hb.model.encoders()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print(columns(rows))
     print(f"\nmodel that is used by default (HIBIOST_MODEL): {hb.settings.model}")
 
 

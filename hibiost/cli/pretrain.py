@@ -8,6 +8,8 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -20,15 +22,17 @@ from ..errors import DataError, nearest
 HELP = "train a model as a configuration file says"
 DESCRIPTION = """
 What hibiost.tl.pretrain does, from a TOML file: data and run, and as wanted select, validation, image_encoder, mpp,
-pathways, layer, library_key, device, seed and the tables [recipe] and [engine]. The same command goes on where a run
-was stopped. On several GPUs or machines: torchrun --nproc-per-node N -m hibiost pretrain config.toml, or srun with a
-task for each GPU.
+pathways, layer, library_key, device, seed and the tables [recipe] and [engine]. The name of a configuration that ships
+with hibiost does as well: hibiost-base is the paper's, for HEST-1k. --dry-run tells what it takes. The same command
+goes on where a run was stopped. On several GPUs or machines: torchrun --nproc-per-node N -m hibiost pretrain
+config.toml, or srun with a task for each GPU.
 """
+SUFFIX = ".toml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``hibiost pretrain``."""
-    parser.add_argument("config", type=Path, help="the configuration file")
+    parser.add_argument("config", help="the configuration file, or the name of one that ships with hibiost")
     parser.add_argument(
         "--set",
         action="append",
@@ -37,11 +41,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="instead of what the file says, such as recipe.epochs=20; may be given again",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="train and write nothing: tell data, steps, disk, memory and hours"
+    )
+    parser.add_argument(
+        "--samples-per-second",
+        type=float,
+        metavar="N",
+        help="speed of one GPU with this configuration, for the hours of --dry-run; benchmarks/train.py measures it",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train as the configuration file says."""
-    pretrain(Configuration.read(arguments.config, arguments.overrides))
+    """Train as the configuration file says, or tell what that takes."""
+    speed, path = arguments.samples_per_second, configuration_file(arguments.config)
+    if not arguments.dry_run:
+        if speed is not None:
+            raise DataError("--samples-per-second is for the hours that --dry-run tells; training measures its own.")
+        pretrain(Configuration.read(path, arguments.overrides))
+        return
+    from ._dry_run import dry_run
+
+    if speed is not None and not speed > 0:
+        raise DataError(f"--samples-per-second is {speed:g}; expected a number above 0.")
+    dry_run(Configuration.read(path, arguments.overrides, required=()), speed)
+
+
+def configuration_file(name: str) -> Traversable:
+    """A file, or a configuration that ships with hibiost.
+
+    Raises
+    ------
+    DataError
+        A name without suffix that is neither; those that ship are listed.
+    """
+    path = Path(name)
+    if path.suffix or path.is_file():
+        return path
+    folder = resources.files(__package__) / "configs"
+    known = sorted(each.name.removesuffix(SUFFIX) for each in folder.iterdir())
+    if name not in known:
+        raise DataError(f"no configuration {name!r}; expected a {SUFFIX} file or one of {known}.{nearest(name, known)}")
+    return folder / (name + SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -60,8 +101,8 @@ class Configuration:
         Condition on the same columns: slides to measure retrieval on, which are not trained on.
     """
 
-    data: str | list[str]
-    run: str
+    data: str | list[str] = field(default_factory=list)
+    run: str = ""
     select: str | None = None
     validation: str | None = None
     image_encoder: str = "ViT-B-16"
@@ -75,7 +116,9 @@ class Configuration:
     engine: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, overrides: Sequence[str] = ()) -> Configuration:
+    def read(
+        cls, path: Traversable, overrides: Sequence[str] = (), *, required: Sequence[str] = ("data", "run")
+    ) -> Configuration:
         """Read a TOML file, and put ``key=value`` in place of what it says.
 
         Raises
@@ -91,10 +134,10 @@ class Configuration:
             raise DataError(f"{path} is no TOML ({error}); a line reads: key = value, text in quotes.") from error
         for override in overrides:
             _set(values, override)
-        return cls.of(values)
+        return cls.of(values, required)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Configuration:
+    def of(cls, values: Mapping[str, Any], required: Sequence[str]) -> Configuration:
         """Checked; unknown keys are refused."""
         types = get_type_hints(cls)
         for key, value in values.items():
@@ -102,9 +145,22 @@ class Configuration:
                 raise DataError(f"a configuration has no {key!r}; it has {sorted(types)}.{nearest(key, types)}")
             if not _fits(value, types[key]):
                 raise DataError(f"{key} is {value!r}; expected {_spelled(types[key])}.")
-        if absent := [name for name in ("data", "run") if name not in values]:
+        if absent := [name for name in required if name not in values]:
             raise DataError(f"the configuration lacks {absent[0]!r}: {_HINTS[absent[0]]}")
         return cls(**values)
+
+    def corpus(self) -> hb.io.Corpus:
+        """All slides of ``data``."""
+        return hb.io.Corpus(self.data, layer=self.layer, library_key=self.library_key)
+
+    def parts(self, corpus: hb.io.Corpus) -> tuple[hb.io.Corpus, hb.io.Corpus | None]:
+        """The slides to train on, and those of the validation."""
+        if self.select is not None:
+            corpus = corpus.select(self.select)
+        if self.validation is None:
+            return corpus, None
+        validation = corpus.select(self.validation)
+        return corpus.select(~corpus.index.index.isin(validation.index.index)), validation
 
     def write(self, path: Path) -> None:
         """Write as TOML, paths absolute: the file repeats the run from anywhere."""
@@ -179,13 +235,7 @@ def pretrain(configuration: Configuration) -> None:
     device = resolve_device(configuration.device)
     with together(device) as ranks:
         run = Run(Path(configuration.run))
-        corpus = hb.io.Corpus(configuration.data, layer=configuration.layer, library_key=configuration.library_key)
-        if configuration.select is not None:
-            corpus = corpus.select(configuration.select)
-        validation = None
-        if configuration.validation is not None:
-            validation = corpus.select(configuration.validation)
-            corpus = corpus.select(~corpus.index.index.isin(validation.index.index))
+        corpus, validation = configuration.parts(configuration.corpus())
         options = {f.name: getattr(configuration, f.name) for f in fields(Configuration)}
         for name in ("data", "select", "seed"):
             options.pop(name)

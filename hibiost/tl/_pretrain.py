@@ -154,7 +154,7 @@ def pretrain(
     from ..train import Engine
 
     encoder = as_encoder(image_encoder)
-    config, values = _configuration(encoder or image_encoder, epochs, recipe, mpp)
+    config, values = configuration(encoder or image_encoder, epochs, recipe, mpp)
     engine, device, seed = Engine.of(engine), resolve_device(device), as_seed(rng)
     gene_sets = datasets.gene_sets(pathways) if pathways is not None and values.lambda2 > 0 else None
     with together(device) as ranks, _folder(run, ranks) as (folder, kept):
@@ -303,12 +303,13 @@ def _check_apart(spots: Spots, measured: Spots) -> None:
         )
 
 
-def _configuration(
+def configuration(
     image_encoder: str | ModelConfig | ImageEncoder,
     epochs: int | None,
     recipe: Mapping[str, Any] | Recipe | None,
     mpp: float | None,
 ) -> tuple[ModelConfig, Recipe]:
+    """Architecture and training values, as :func:`pretrain` takes them."""
     from ..model import ImageEncoder, ModelConfig
     from ..train import Recipe
 

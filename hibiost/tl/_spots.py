@@ -279,8 +279,9 @@ def decoded(
     The pairs, the spots that they are of, and the CRC-32 of each slide's patches.
     """
     from ..train import Pairs, PatchStore
+    from ..train.store import stored_side
 
-    side = model.config.image_size + 2 * round(shift * model.config.image_size)
+    side = stored_side(model.config.image_size, shift)
     spots.check_scale(model, side)
     store, note, stamps = PatchStore(path, len(spots), side), path.with_suffix(".json"), spots.stamps(side)
     known = json.loads(note.read_text()) if note.exists() and path.exists() else {}

@@ -2,6 +2,7 @@
 
 from .data import Pairs
 from .engine import Engine
+from .estimate import Estimate, OnDevices, estimate
 from .finetune import FineTuning, Measured, finetune
 from .fit import fit
 from .pathways import PathwayAnchors
@@ -12,14 +13,17 @@ from .store import PatchStore
 
 __all__ = [
     "Engine",
+    "Estimate",
     "FineTuning",
     "Measured",
+    "OnDevices",
     "Pairs",
     "PatchStore",
     "PathwayAnchors",
     "Recipe",
     "Regions",
     "Run",
+    "estimate",
     "finetune",
     "fit",
 ]

@@ -119,7 +119,7 @@ def fit(
     devices = [torch.cuda.current_device()] if accelerator == "cuda" else []
     with (
         _quiet_lightning(),
-        _as_asked(model, engine),
+        as_asked(model, engine),
         kept_memory(accelerator),
         shared_batch_norm(model, ranks),
         torch.random.fork_rng(devices=devices),
@@ -189,7 +189,7 @@ def lightning_precision(precision: str, accelerator: str) -> Any:
 
 
 @contextmanager
-def _as_asked(model: HibioModel, engine: Engine) -> Iterator[None]:
+def as_asked(model: HibioModel, engine: Engine) -> Iterator[None]:
     """Towers compiled and checkpointed as the engine says, for the time of training."""
     towers: list[Any] = [model.visual, model.text]
     for tower in towers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import zlib
 from collections.abc import Iterable
@@ -10,6 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import RunError
+
+
+def stored_side(image_size: int, shift: float) -> int:
+    """Side of a stored patch in pixels: the crop, and the margin in which it is shifted."""
+    return image_size + 2 * round(shift * image_size)
 
 
 class PatchStore:
@@ -26,6 +32,11 @@ class PatchStore:
     def __init__(self, path: Path, n_spots: int, side: int) -> None:
         self.path, self._shape = path, (n_spots, side, side, 3)
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file."""
+        return math.prod(self._shape)
+
     def create(self) -> None:
         """Make the file at its full size.
 
@@ -34,7 +45,7 @@ class PatchStore:
         RunError
             There is not enough room.
         """
-        needed = int(np.prod(self._shape))
+        needed = self.n_bytes
         there = self.path.stat().st_size if self.path.exists() else 0
         if (free := shutil.disk_usage(self.path.parent).free + there) < needed:
             raise RunError(
