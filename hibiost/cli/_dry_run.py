@@ -143,8 +143,8 @@ def _training(found: Estimate, recipe: Recipe, data: _Data) -> list[str]:
     parts = ", ".join(f"{name} {n:,}" for name, n in found.parameters.items() if n)
     flops = found.devices[0].flops
     return [
-        f"steps: {found.steps_per_epoch:,} an epoch of {found.batch_size:,} spots, {found.n_steps:,} in {recipe.epochs} "
-        f"epochs; {found.n_samples:,} samples",
+        f"steps: {found.steps_per_epoch:,} an epoch, of {found.batch_size:,} spots; {found.n_steps:,} in "
+        f"{recipe.epochs} epochs; {found.n_samples:,} samples",
         f"disk: {_gb(patches)} of decoded patches while training lasts; {_gb(found.checkpoint)} a checkpoint",
         f"parameters: {sum(found.parameters.values()):,}, {found.n_trained:,} of them trained: {parts}",
         f"computing: {flops / 1e9:,.1f} GFLOP a sample on one GPU, {found.n_samples * flops / 1e18:,.3g} EFLOP in all; "
@@ -180,7 +180,7 @@ def _speed(
 
 
 def _devices(found: Estimate, rate: float) -> list[tuple[str, ...]]:
-    rows = [("GPUs", "spots each", "at a time", "computed", "memory each", "hours")]
+    rows: list[tuple[str, ...]] = [("GPUs", "spots each", "at a time", "computed", "memory each", "hours")]
     for each, hours in zip(found.devices, found.hours(rate), strict=True):
         if each.n_devices <= found.batch_size:
             again, memory = "twice" if each.twice else "once", _gb(found.state + each.activations)
