@@ -95,7 +95,9 @@ def _found(configuration: Configuration, *, skips: bool) -> _Data:
     used, blocked = index[index["usable"]], "left out" if skips else "where training stops"
     n_spots, measured = int(used["n_spots"].sum()), 0
     _print(f"selected: {len(index):,} slides; {len(used):,} to train on, {len(index) - len(used):,} {blocked}")
-    _print(*_problems(training.problems))
+    unread = corpus.index.index[corpus.index["n_spots"] == 0].difference(index.index)
+    others = corpus.problems[corpus.problems["slide"].isin(unread)]
+    _print(*_problems(pd.concat([training.problems, others])))
     if len(used):
         low, middle, high = used["n_spots"].quantile([0, 0.5, 1])
         _print(f"spots: {n_spots:,}; {low:,.0f} to {high:,.0f} a slide, median {middle:,.0f}")
@@ -141,12 +143,12 @@ def _named(slides: pd.Series) -> str:
 def _training(found: Estimate, recipe: Recipe, data: _Data) -> list[str]:
     patches = found.patches * (data.n_spots + data.n_measured) / data.n_spots
     parts = ", ".join(f"{name} {n:,}" for name, n in found.parameters.items() if n)
-    flops = found.devices[0].flops
+    flops, total = found.devices[0].flops, sum(found.parameters.values())
     return [
         f"steps: {found.steps_per_epoch:,} an epoch, of {found.batch_size:,} spots; {found.n_steps:,} in "
         f"{recipe.epochs} epochs; {found.n_samples:,} samples",
         f"disk: {_gb(patches)} of decoded patches while training lasts; {_gb(found.checkpoint)} a checkpoint",
-        f"parameters: {sum(found.parameters.values()):,}, {found.n_trained:,} of them trained: {parts}",
+        f"parameters: {total:,} ({parts}), {'all' if found.n_trained == total else f'{found.n_trained:,}'} trained",
         f"computing: {flops / 1e9:,.1f} GFLOP a sample on one GPU, {found.n_samples * flops / 1e18:,.3g} EFLOP in all; "
         "counted, forward and backward",
         f"memory: {_gb(found.state)} for weights, gradients and AdamW, beside the activations of a step; counted. What "

@@ -155,13 +155,19 @@ def test_a_dry_run_tells_all_and_writes_nothing(path, capsys):
     hb.io.write_hest(hb.datasets.tissue(40, n_genes=60, n_slides=4), "corpus")
     (path.parent / "corpus" / "st" / "tissue_1.h5ad").write_text("damaged")
     before = sorted(path.parent.rglob("*"))
-    options = ["validation=id == 'tissue_3'", "engine.unreadable=skip", "recipe.shift=0.125", "engine.micro_batch=8"]
+    options = [
+        "select=n_genes > 0",
+        "validation=id == 'tissue_3'",
+        "engine.unreadable=skip",
+        "recipe.shift=0.125",
+        "engine.micro_batch=8",
+    ]
     assert main(["pretrain", str(path), "--dry-run", *(word for each in options for word in ("--set", each))]) == 0
     assert sorted(path.parent.rglob("*")) == before
     lines = paragraphs(capsys.readouterr().out)
     for expected in (
         "data: 4 slides; species: unknown 4; st_technology: unknown 4",
-        "selected: 3 slides; 2 to train on, 1 left out",
+        "selected: 2 slides; 2 to train on, 0 left out",
         "spots: 80; 40 to 40 a slide, median 40",
         "validation: 1 slides, 40 spots",
         "steps: 2 an epoch, of 30 spots; 4 in 2 epochs; 120 samples",
