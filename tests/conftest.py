@@ -12,12 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 os.environ.setdefault("MPLBACKEND", "Agg")
-if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores do not wait for each other's threads
+SHARES_CORES = "PYTEST_XDIST_WORKER" in os.environ
+if SHARES_CORES:  # processes that share the cores do not wait for each other's threads
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("HIBIOST_MODEL", None)
 if not os.environ.get("HIBIOST_DATA_DIR") and SHARED_DATA.is_dir():
@@ -47,6 +50,14 @@ def her2st_dir() -> Path:
     if not HAS_HER2ST:
         pytest.skip(NO_HER2ST)
     return HER2ST
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Also in what was loaded before; numba's OpenMP sets torch's threads to its own number when it starts."""
+    if SHARES_CORES:
+        numba.set_num_threads(1)
+        threadpool_limits(1)
 
 
 @pytest.fixture(autouse=True)
