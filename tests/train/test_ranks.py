@@ -15,16 +15,6 @@ from hibiost.train import Engine, fit
 TOY = Path(__file__).with_name("toy.py")
 
 
-def launched(n, out, **options):
-    """Start processes as a user would."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", str(TOY), str(out), json.dumps(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return torch.load(out, weights_only=True)
-
-
 STILL = {"epochs": 3, "lr": 1e-7}
 """Three levels in the last epoch; Adam moves weights by the rate, whatever the gradient, so rounding stays rounding."""
 
@@ -44,10 +34,23 @@ def close(found, expected, *, tolerance=1e-5):
         torch.testing.assert_close(found["weights"][name], weights, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("n", "tower"), [(2, "resnet"), (3, "vit")])
-def test_processes_together_are_one(tmp_path, n, tower):
-    """Three processes share 16 spots unevenly; batch normalisation of the ResNet sees all of them."""
-    close(launched(n, tmp_path / "out.pt", tower=tower, **STILL), trained(tower=tower, **STILL))
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What several processes found, by tower; torchrun itself starts those of tests/tl/test_run.py."""
+    folder = tmp_path_factory.mktemp("together")
+    towers = {"resnet": 2, "vit": 3}
+    jobs = [[n, str(folder / tower), {"tower": tower, **STILL}] for tower, n in towers.items()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(TOY), "together", json.dumps(jobs)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {tower: torch.load(folder / tower, weights_only=True) for tower in towers}
+
+
+@pytest.mark.parametrize("tower", ["resnet", "vit"])
+def test_processes_together_are_one(together, tower):
+    """Three processes share 16 spots unevenly; batch normalisation of the ResNet sees those of both processes."""
+    close(together[tower], trained(tower=tower, **STILL))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import lightning
@@ -82,6 +83,17 @@ def test_an_interrupt_keeps_what_was_done(whole, tmp_path):
     same(again, whole)
 
 
+def kill_after(seconds, number, metrics):
+    """Kill a process some time after it has written metrics, unless it has ended by itself."""
+    before = metrics.stat().st_size if metrics.exists() else 0
+    with suppress(ProcessLookupError):
+        while not metrics.exists() or metrics.stat().st_size <= before:
+            os.kill(number, 0)
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.kill(number, signal.SIGKILL)
+
+
 def test_killed_at_random_moments(tmp_path):
     """SIGKILL, whatever the process is doing: writing a checkpoint most of the time."""
     chance = random.Random()
@@ -91,20 +103,17 @@ def test_killed_at_random_moments(tmp_path):
         "run": str(tmp_path / "run"),
         "engine": {"checkpoint_minutes": 0, "log_every": 1},
     }
-    command = [sys.executable, str(TOY), str(tmp_path / "out.pt"), json.dumps(options)]
+    command = [sys.executable, str(TOY), "in_turn", json.dumps([[3, str(tmp_path / "out.pt"), options]])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     metrics, moments = tmp_path / "run" / "metrics.jsonl", []
-    for _ in range(2):
-        before = metrics.stat().st_size if metrics.exists() else 0
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            while process.poll() is None and (not metrics.exists() or metrics.stat().st_size <= before):
-                time.sleep(0.01)
-            moments.append(chance.uniform(0, 0.5))
-            time.sleep(moments[-1])
-            process.kill()
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as starter:
+        for line in starter.stdout:
+            if len(moments) < 2:
+                moments.append(chance.uniform(0, 0.5))
+                kill_after(moments[-1], int(line), metrics)
+    assert starter.returncode == 0, moments
     found, threads = torch.load(tmp_path / "out.pt", weights_only=True), torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes: sums of floats depend on it
     try:

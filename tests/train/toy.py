@@ -1,6 +1,9 @@
 """A tiny model and spots of four kinds, for the tests of this room and for the processes that they start."""
 
 import json
+import os
+import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -8,7 +11,9 @@ import lightning
 import numpy as np
 import torch
 from scipy import sparse
+from torch.multiprocessing import start_processes
 
+from hibiost._ranks import joined
 from hibiost.genes import Vocabulary
 from hibiost.model import HibioModel, ModelConfig
 from hibiost.train import Engine, Pairs, PathwayAnchors, Recipe, Regions, Run, fit
@@ -86,10 +91,8 @@ def trained(*, tower="vit", engine=None, run=None, callbacks=(), **recipe):
     }
 
 
-def main(out, options):
-    """One of several processes: the first writes what it found."""
-    from hibiost._ranks import joined
-
+def save(out, options):
+    """Alone, or one of several processes: the first writes what it found."""
     torch.set_num_threads(1)
     with joined("cpu") as ranks:
         found = trained(**options)
@@ -97,5 +100,36 @@ def main(out, options):
             torch.save(found, out)
 
 
+def as_rank(number, n, port, out, options):
+    """One of the processes that work together, as torchrun tells it."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": "toy", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(number))
+    os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(n))
+    save(out, options)
+
+
+def together(n, out, options):
+    """Processes that work together; forked, since each start of its own would import torch anew."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    start_processes(as_rank, (n, port, out, options), nprocs=n, start_method="fork")
+
+
+def in_turn(n, out, options):
+    """Processes that do the same one after the other, each told by its number, until one is not killed."""
+    for _ in range(n):
+        number = os.fork()
+        if not number:
+            save(out, options)
+            os._exit(0)
+        print(number, flush=True)
+        status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+        if status != -signal.SIGKILL:
+            break
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    start = {"together": together, "in_turn": in_turn}[sys.argv[1]]
+    for arguments in json.loads(sys.argv[2]):
+        start(*arguments)
