@@ -137,10 +137,10 @@ def run(
     --------
     >>> import tempfile
     >>> import hibiost as hb
-    >>> slides = hb.datasets.tissue(40, n_slides=3)
+    >>> slides = hb.datasets.tissue(40, n_slides=2)
     >>> preset = {"image_encoder": "ResNet-10", "epochs": 1, "recipe": {"batch_size": 32, "lambda3": 0}}
     >>> with tempfile.TemporaryDirectory() as out:
-    ...     options = {"n_folds": 3, "seeds": [0], "n_genes": 20, "tasks": ["retrieval"]}
+    ...     options = {"n_folds": 2, "seeds": [0], "n_genes": 20, "tasks": ["retrieval"]}
     ...     results = hb.benchmark.run(slides, {"HiBio-ST": preset}, out=out, **options)
     >>> sorted(results["model"].unique())
     ['HiBio-ST', 'chance']

@@ -26,7 +26,7 @@ def test_a_refusal_is_one_line(tmp_path, capsys):
 
 def test_demo_on_synthetic_tissue(tmp_path, capsys, monkeypatch):
     """All steps from raw data to figures, where no real section can be reached."""
-    monkeypatch.setattr(demo, "SYNTHETIC_SPOTS", 100)
+    monkeypatch.setattr(demo, "SYNTHETIC_SPOTS", 40)
     with hb.settings.override(data_dir=tmp_path / "empty", verbosity="warning", progress=False):
         assert main(["demo", "--epochs", "1", "--out", str(tmp_path / "out")]) == 0
     captured = capsys.readouterr()

@@ -88,7 +88,7 @@ def test_what_is_written_is_read_back(path):
 
 
 def test_the_command_trains_as_the_verb_does(path, capsys):
-    hb.io.write_hest(hb.datasets.tissue(40, n_genes=60, n_slides=3), "corpus")
+    hb.io.write_hest(hb.datasets.tissue(20, n_genes=60, n_slides=3), "corpus")
     command = ["pretrain", str(path), "--set", "validation=patient == 'P2'"]
     assert main(command) == 0
     assert "export HIBIOST_MODEL=" in capsys.readouterr().out

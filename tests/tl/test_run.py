@@ -88,17 +88,18 @@ def test_decoded_patches_are_used_again_while_their_files_stay(files, tiny, tmp_
         with monkeypatch.context() as patch:
             killed(patch, 1)
             with pytest.raises(SystemExit):
-                train(files, tiny, run=tmp_path / "run", epochs=4)
+                train(files, tiny, run=tmp_path / "run", epochs=3)
         assert ("patches are taken from" in caplog.text) is told
     caplog.clear()
     os.utime(tmp_path / "tissue_1.png", ns=(1, 1))
-    model = train(files, tiny, run=tmp_path / "run", epochs=4)
+    model = train(files, tiny, run=tmp_path / "run", epochs=3)
     assert "patches are taken from" not in caplog.text
-    assert model.fingerprint() == train(files, tiny, epochs=4).fingerprint()
+    assert model.fingerprint() == train(files, tiny, epochs=3).fingerprint()
 
 
-def test_validation_is_measured_on_slides_of_its_own(reference, slide, tiny, tmp_path):
-    model = train(reference, tiny, epochs=8, validation=slide, run=tmp_path)
+def test_validation_is_measured_on_slides_of_its_own(reference, slide, tiny, tmp_path, model):
+    plain, epochs = model, tiny.recipe["epochs"]
+    model = train(reference, tiny, epochs=epochs, validation=slide, run=tmp_path)
     history = model.training_info["history"]
     assert all(0 <= entry["recall_1"] <= entry["recall_5"] <= entry["recall_10"] <= 100 for entry in history)
     hb.pp.tfidf_sentences(slide, n_genes=40, vocabulary=model.vocabulary)
@@ -106,7 +107,6 @@ def test_validation_is_measured_on_slides_of_its_own(reference, slide, tiny, tmp
     recall = hb.metrics.recall_at_percent(slide.obsm["X_hibiost_image"], slide.obsm["X_hibiost_gene"])
     assert [history[-1][f"recall_{p}"] for p in (1, 5, 10)] == pytest.approx([recall[p] for p in (1, 5, 10)], abs=1.01)
     assert recall[10] > 25
-    plain = train(reference, tiny, epochs=8)
     assert plain.fingerprint() == model.fingerprint()
     with pytest.raises(DataError, match="2 slides are trained on and in validation=, such as 'tissue_0'"):
         train(reference, tiny, validation=reference)
