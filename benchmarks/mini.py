@@ -51,14 +51,13 @@ COUNTED = [name for name in SECTIONS if name != "B4"]
 MPP = 0.688
 """Micrometres per pixel of the sections of full resolution."""
 PRESET = hb.model.ModelConfig.preset("ResNet-10")
-VOCABULARY = {"min_spots": 20}
+MIN_SPOTS = 20
 
 
 def vocabulary(held_out: set[str]) -> hb.genes.Vocabulary:
     """Genes and idf of all sections with counts but those held out."""
-    return hb.io.fit_vocabulary(
-        hb.datasets.her2st([name for name in COUNTED if name not in held_out], image=False), **VOCABULARY
-    )
+    counts = hb.datasets.her2st([name for name in COUNTED if name not in held_out], image=False)
+    return hb.io.fit_vocabulary(counts, min_spots=MIN_SPOTS)
 
 
 def held_out(reference: AnnData) -> set[str]:
