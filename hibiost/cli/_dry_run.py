@@ -117,7 +117,7 @@ def _known(row: dict[str, object]) -> dict[str, object]:
 
 def _counted(index: pd.DataFrame, name: str) -> str:
     """Slides by the values of a column."""
-    counts = index[name].fillna("unknown").value_counts()
+    counts = index[name].astype(object).fillna("unknown").value_counts()
     more = f" and {len(counts) - GROUPS} more" if len(counts) > GROUPS else ""
     return f"{name}: " + ", ".join(f"{value} {n:,}" for value, n in counts.head(GROUPS).items()) + more
 
