@@ -31,12 +31,14 @@ def test_the_card_tells_the_scores_and_what_it_is_not_for():
         assert told.casefold() in text.casefold()
 
 
-def test_the_calls_as_typed(slide):
+def test_the_calls_as_typed(slide, caplog):
     hb.pp.tfidf_sentences(slide)
     hb.tl.embed(slide)
     assert slide.obsm["X_hibiost_image"].shape == slide.obsm["X_hibiost_gene"].shape == (60, 128)
     hb.tl.cluster(slide, n_clusters=3)
     hb.tl.predict(slide)
+    assert "the predictor of hibiost-mini is taken" in caplog.text
+    assert "on other patients expect less" in caplog.text
     assert slide.uns["predicted_expression"]["params"]["slides"] == ["C2", "C3", "C4", "C5", "C6"]
     assert slide.uns["predicted_expression"]["params"]["target"] == "normalized"
     assert {"IGLL5", "IFI27", "MGP"} <= set(slide.obsm["predicted_expression"].columns)

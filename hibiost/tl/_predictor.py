@@ -463,6 +463,11 @@ def coming_with(model: str | os.PathLike[str] | HibioModel | FeatureEncoder | No
             "predictor; give spots with measured counts, hb.tl.predict(adata, reference), or take the model that comes "
             "with the package: hb.tl.predict(adata, model='hibiost-mini')."
         )
+    logger.warning(
+        "no reference: the predictor of %s is taken. Its expected_pcc holds for slides like those it was fitted to; on "
+        "other patients expect less.",
+        chosen,
+    )
     return load_predictor(chosen, device=device)
 
 
