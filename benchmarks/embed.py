@@ -32,7 +32,7 @@ def cropped(adata: AnnData, model: hb.model.HibioModel) -> list[Image.Image]:
     half = model.config.patch_size * (model.config.mpp or entry["metadata"]["mpp"]) / entry["metadata"]["mpp"] / 2
     size = (model.config.image_size, model.config.image_size)
     boxes = ((x - half, y - half, x + half, y + half) for x, y in adata.obsm["spatial"])
-    return [slide.resize(size, Image.Resampling.BOX, box=box) for box in boxes]
+    return [slide.resize(size, Image.Resampling.BICUBIC, box=box) for box in boxes]
 
 
 def in_batches(adata: AnnData, model: hb.model.HibioModel, size: int) -> np.ndarray:

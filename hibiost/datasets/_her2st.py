@@ -168,7 +168,7 @@ def _transferred_labels(name: str, spots: pd.DataFrame) -> np.ndarray:
     if name[0] in ALIGNED and name != first:
         there = _read_spots(first)
         known = _read_labels(first, there)
-        there, known = there[known != None], known[known != None]  # noqa: E711 - elementwise
+        there, known = there[pd.notna(known)], known[pd.notna(known)]
         pitch = _pitch(there, "x")
         distance, row = cKDTree(there[["pixel_x", "pixel_y"]]).query(_warped(spots))
         labels[distance <= pitch] = known[row[distance <= pitch]]

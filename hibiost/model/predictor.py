@@ -17,7 +17,7 @@ from .confidence import Calibration
 from .features import FeatureEncoder
 from .files import read, tensors_of, writing
 from .hibio import HibioModel
-from .registry import load, shipped
+from .registry import load, located
 from .weights import fingerprint
 
 FORMAT_VERSION = 1
@@ -183,8 +183,7 @@ def load_predictor(predictor: str | os.PathLike[str] | Predictor, *, device: str
     if isinstance(predictor, Predictor):
         predictor.model.to(device)
         return predictor
-    here = shipped()
-    folder = here[predictor] if isinstance(predictor, str) and predictor in here else Path(predictor)
+    folder = located(predictor)
     about = read(folder, _FILES, version=FORMAT_VERSION, kind="predictor", mend="hb.tl.fit_predictor fits a predictor.")
     tensors = tensors_of(folder / _WEIGHTS)
     model = load(folder / _MODEL, device=device)
@@ -200,6 +199,11 @@ def load_predictor(predictor: str | os.PathLike[str] | Predictor, *, device: str
             "copy or save the predictor again."
         )
     return found
+
+
+def brings_predictor(model: str | os.PathLike[str]) -> bool:
+    """Whether a predictor lies in the folder of a model, or comes with one that ships."""
+    return (located(model) / _CONFIG).is_file()
 
 
 def _tensors(calibration: Calibration | None) -> dict[str, Tensor]:

@@ -27,6 +27,11 @@ def shipped() -> dict[str, Path]:
     return {folder.name: folder for folder in found if (folder / _MODEL / _CONFIG).is_file()}
 
 
+def located(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model that ships, by its name, or else the path itself."""
+    return shipped().get(name, Path(name)) if isinstance(name, str) else Path(name)
+
+
 def list_models() -> dict[str, dict[str, Any]]:
     """What is known of the trained models that ship, by the name under which :func:`load` takes them.
 
@@ -186,8 +191,8 @@ def _described(model: str | os.PathLike[str], files: tuple[str, ...] = FILES) ->
     """The folder of a model, with these files in it, and what its ``config.json`` tells."""
     if isinstance(model, str) and model.startswith(hub.PREFIX):
         return _downloaded(model, files)
-    here = shipped()
-    folder = here[model] / _MODEL if isinstance(model, str) and model in here else Path(model)
+    folder, here = located(model), shipped()
+    folder = folder / _MODEL if folder in here.values() else folder
     return folder, _read(folder, files, f"hb.model.list() tells what ships.{nearest(str(model), here)}")
 
 
@@ -238,8 +243,3 @@ def _is_ours(config: Path) -> bool:
         return "format_version" in json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, TypeError):
         return False
-
-
-def brings_predictor(model: str | os.PathLike[str]) -> bool:
-    """Whether a predictor lies in the folder of a model."""
-    return (isinstance(model, str) and model in shipped()) or (Path(model) / "predictor.json").is_file()

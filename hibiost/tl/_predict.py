@@ -138,7 +138,7 @@ def predict(
         a folder that holds no predictor.
     DataError
         Counts that are none, unknown genes, ``top_k`` below 1, ``min_pcc`` that is no correlation, no gene shared with
-        the model, or a target that the predictor was not fitted to.
+        the model, a target that the predictor was not fitted to, or no reference and a model that brings no predictor.
 
     Examples
     --------

@@ -454,7 +454,7 @@ def by_regression(
 def coming_with(model: str | os.PathLike[str] | HibioModel | FeatureEncoder | None, device: str) -> Predictor:
     """The predictor in the folder of the model given, or of the one in the settings."""
     from ..model import load_predictor
-    from ..model.registry import brings_predictor
+    from ..model.predictor import brings_predictor
 
     chosen = settings.model if model is None else model
     if not isinstance(chosen, str | os.PathLike) or not brings_predictor(chosen):
