@@ -113,7 +113,7 @@ class Table:
         return found
 
     def write(self) -> None:
-        """``docs/speed/NAME.csv`` and ``NAME.md``; a table that lacks cases is not written by chance: delete it first."""
+        """Write ``docs/speed/NAME.csv`` and ``NAME.md``."""
         FOLDER.mkdir(parents=True, exist_ok=True)
         where = machine()
         with (FOLDER / f"{self.name}.csv").open("w", newline="") as file:
