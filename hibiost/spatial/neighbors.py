@@ -1,28 +1,52 @@
 """Nearest neighbours by the fused distance of space and embedding (HiBio-ST, eq 7), and the graph they make.
 
-Cosines and distances are taken in double precision and rounded twice, to 12 decimals before they are scaled and to 9
-decimals after, so that neighbours do not depend on threads, matrix libraries or the machine.
+Distances are taken in double precision and rounded twice, to 12 decimals before they are scaled and to 9 decimals
+after, so that neighbours do not depend on threads, matrix libraries or the machine. Which pairs are worth that is told
+by rough cosines, whose error is bounded, and by the distance in space alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from .._products import RoughRows, dot, widen
 from ..errors import DataError
+from ..settings import settings
 
-BLOCK_BYTES = 32 << 20
-"""Similarities held at a time."""
+TILE = 512
+"""Spots at most that are looked at together."""
+GROUP = 8
+"""Tiles that a tile is compared with at a time."""
 _GRID = 1e12
 """Steps per unit, to which ``1 - cosine`` and the distance in space (of the largest one) are rounded."""
 _FUSED_GRID = 1e9
 """Steps per unit, to which the fused distance is rounded."""
 _WEIGHT_DECIMALS = 6
+_STRIP = 256
+"""Pairs that are judged at a time."""
+_SINGLE = 2.0**-20
+"""More than the relative error of a few sums and products in single precision."""
+_ONE = 1 - 1e-13
+"""Cosines beyond it, or below its negative, are 1 or -1 on the grid."""
+_LONG = 50_000
+"""Spots from which on progress is shown."""
+
+
+class _Columns(NamedTuple):
+    """Spots that others are compared with, and what makes a rough distance of their rough products."""
+
+    spots: NDArray[np.intp]
+    xy: NDArray[np.float32]
+    shift: NDArray[np.float32]
+    space: np.float32
+    feature: np.float32
 
 
 class _Scales(NamedTuple):
@@ -35,15 +59,41 @@ class _Scales(NamedTuple):
     feature_weight: float
 
 
+@dataclass
+class _Spots:
+    """The spots of a slide; ``rough``, ``near`` and ``bounds`` tell them once more, tile by tile."""
+
+    xy: NDArray[np.float64]
+    features: NDArray[Any]
+    inverse: NDArray[np.float64]
+    """1 / length of each row of the features; 0 for a row of zeros."""
+    order: NDArray[np.intp]
+    """The spots, tile by tile."""
+    bounds: NDArray[np.intp]
+    """Where each tile begins, and where the last one ends."""
+    boxes: NDArray[np.float64]
+    """Lowest and highest x and y of each tile, n_tiles x 2 x 2."""
+    rough: RoughRows
+    rough_xy: NDArray[np.float32]
+    """2 x n, from the middle of the slide."""
+    centre: float
+    """Squared length of the centre of the rough rows."""
+
+
 def fused_neighbors(
     xy: ArrayLike, features: ArrayLike, *, k: int = 15, alpha: float = 0.5, beta: float = 0.5
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The k nearest other spots of each spot of one slide by the fused distance (HiBio-ST, eq 7).
 
     ``D_ij = alpha * minmax(|x_i - x_j|) + beta * minmax(1 - cos(v_i, v_j))``, each term scaled by its own range over
-    all pairs i != j; a term that is the same for all pairs is 0. Neighbours are exact: all pairs are looked at, in time
-    ``n_spots ** 2 * n_dims``. Memory beside the arguments is a double-precision copy of ``features`` and a block of
-    similarities of 32 MiB.
+    all pairs i != j; a term that is the same for all pairs is 0.
+
+    Neighbours are exact, and the same on every machine. Cosines are multiplied in bfloat16 where the CPU does so
+    natively, in float32 elsewhere; pairs whose rank their error leaves open are computed in double precision. As
+    ``D_ij >= alpha * minmax(|x_i - x_j|)``, nothing farther in space than ``D_ik / alpha`` can come before the k-th
+    neighbour: tiles of spots beyond that are left out. The range of the cosines takes half of all pairs, so time still
+    grows with ``n_spots ** 2 * n_dims``. Memory beside the arguments is the embeddings once more, in bfloat16 or
+    float32, and about 20 MiB.
 
     Parameters
     ----------
@@ -77,14 +127,11 @@ def fused_neighbors(
     xy, features = np.array(xy, dtype=np.float64, order="C"), np.asarray(features)
     _check(xy, features, k, alpha, beta)
     n = len(xy)
-    k = min(k, n - 1)
-    indices, distances = np.empty((n, k), dtype=np.int64), np.empty((n, k))
-    if n > 1:
-        unit = unit_rows(features)
-        scales = _scales(unit, xy, alpha, beta)
-        for block in _blocks(n):
-            indices[block], distances[block] = _nearest(unit[block] @ unit.T, xy, block.start, k, scales)
-    return indices, distances
+    k = max(0, min(k, n - 1))
+    if n < 2:
+        return np.empty((n, k), dtype=np.int64), np.empty((n, k))
+    spots = _tiled(xy, features)
+    return _search(spots, _scales(spots, alpha, beta), k)
 
 
 def region_graph(indices: NDArray[np.int64], distances: NDArray[np.float64]) -> sparse.csr_matrix:
@@ -122,11 +169,21 @@ def region_graph(indices: NDArray[np.int64], distances: NDArray[np.float64]) -> 
     return graph.maximum(graph.T).tocsr()
 
 
-def unit_rows(features: NDArray) -> NDArray[np.float64]:
-    """Rows of length 1, double precision; rows of zeros stay."""
-    features = features.astype(np.float64, order="C")
-    length = np.sqrt(np.einsum("ij,ij->i", features, features))[:, None]
-    return np.divide(features, length, out=features, where=length > 0)
+def unit_rows(features: NDArray) -> NDArray[Any]:
+    """Rows of length 1, in single precision where they come in it; rows of zeros stay."""
+    features = _floats(features)
+    return np.multiply(features, _inverse_lengths(features)[:, None], out=np.empty_like(features), casting="same_kind")
+
+
+def _floats(features: NDArray) -> NDArray[Any]:
+    """In single precision what comes in it or in half, all else in double."""
+    single = features.dtype in (np.float16, np.float32)
+    return np.ascontiguousarray(features, dtype=np.float32 if single else np.float64)
+
+
+def _inverse_lengths(features: NDArray) -> NDArray[np.float64]:
+    squares = np.einsum("ij,ij->i", features, features, dtype=np.float64)
+    return np.divide(1, np.sqrt(squares), out=np.zeros(len(features)), where=squares > 0)
 
 
 def _check(xy: NDArray, features: NDArray, k: int, alpha: float, beta: float) -> None:
@@ -144,21 +201,48 @@ def _check(xy: NDArray, features: NDArray, k: int, alpha: float, beta: float) ->
         raise DataError(f"alpha is {alpha} and beta {beta}; expected weights of 0 or more, not both 0.")
 
 
-def _blocks(n: int) -> Iterator[slice]:
-    rows = max(1, BLOCK_BYTES // (8 * n))
-    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
-
-
-def _scales(unit: NDArray[np.float64], xy: NDArray[np.float64], alpha: float, beta: float) -> _Scales:
-    """Scales from the ranges over all pairs; a range of 0 counts as 1."""
-    found = np.concatenate(
-        [_extremes(unit[block] @ unit[block.start :].T, xy, block.start) for block in _blocks(len(xy))]
+def _tiled(xy: NDArray[np.float64], features: NDArray) -> _Spots:
+    """The spots, with what a search needs beside them."""
+    features = _floats(features)
+    inverse = _inverse_lengths(features)
+    centre = inverse @ features / len(features)
+    tiles = _tiles(xy)
+    order = np.concatenate(tiles)
+    middle = (xy.min(axis=0) + xy.max(axis=0)) / 2
+    return _Spots(
+        xy=xy,
+        features=features,
+        inverse=inverse,
+        order=order,
+        bounds=np.cumsum([0, *map(len, tiles)]),
+        boxes=np.array([[xy[tile].min(axis=0), xy[tile].max(axis=0)] for tile in tiles]),
+        rough=RoughRows.of(features, centre, scale=inverse, order=order),
+        rough_xy=(xy - middle)[order].T.astype(np.float32, order="C"),
+        centre=float(centre @ centre),
     )
-    nearest, farthest = np.sqrt(found[:, 0].min()), np.sqrt(found[:, 1].max())
+
+
+def _tiles(xy: NDArray[np.float64]) -> list[NDArray[np.intp]]:
+    """Spots in compact groups, by halves along the longer side."""
+    parts, tiles = [np.arange(len(xy))], []
+    while parts:
+        part = parts.pop()
+        if len(part) <= TILE:
+            tiles.append(part)
+            continue
+        half = len(part) // 2
+        split = np.argpartition(xy[part, np.ptp(xy[part], axis=0).argmax()], half)
+        parts += [part[split[half:]], part[split[:half]]]
+    return tiles
+
+
+def _scales(spots: _Spots, alpha: float, beta: float) -> _Scales:
+    """Scales from the ranges over all pairs; a range of 0 counts as 1."""
+    nearest, farthest = _distance_range(spots.xy)
+    lowest, highest = _cosine_range(spots)
     space = _GRID / farthest if farthest > 0 else 0.0
     space_low, space_high = np.rint(nearest * space), np.rint(farthest * space)
-    feature_low = np.rint((1.0 - found[:, 3].max()) * _GRID)
-    feature_high = np.rint((1.0 - found[:, 2].min()) * _GRID)
+    feature_low, feature_high = np.rint((1.0 - highest) * _GRID), np.rint((1.0 - lowest) * _GRID)
     return _Scales(
         float(space),
         float(space_low),
@@ -168,39 +252,227 @@ def _scales(unit: NDArray[np.float64], xy: NDArray[np.float64], alpha: float, be
     )
 
 
+def _distance_range(xy: NDArray[np.float64]) -> tuple[float, float]:
+    """Distance of the nearest and of the farthest two spots; the latter are corners of the convex hull."""
+    from scipy.spatial import ConvexHull, KDTree, QhullError
+    from scipy.spatial.distance import pdist
+
+    nearest = KDTree(xy).query(xy, k=2)[0][:, 1].min()
+    try:
+        corners = ConvexHull(xy).vertices
+    except QhullError:  # fewer than three spots, or all on a line
+        corners = np.concatenate([xy.argmin(axis=0), xy.argmax(axis=0)])
+    return float(nearest), float(pdist(xy[corners]).max())
+
+
+def _cosine_range(spots: _Spots) -> tuple[float, float]:
+    """Least and greatest cosine of two spots."""
+    order, rough = spots.order, spots.rough
+    error = rough.error(rough)
+    error += _SINGLE * (np.abs(rough.along).max() + spots.centre + rough.length * rough.length.max())
+    shift = (rough.along - spots.centre).astype(np.float32)
+    low, high = np.inf, -np.inf
+    for start, stop in _with_progress(_pairs(spots.bounds), len(order), "range of cosines"):
+        for first in range(start, len(order), GROUP * TILE):
+            to = slice(first, first + GROUP * TILE)
+            bits = rough[start:stop].times(rough[to])
+            rows = order[start:stop], rough.along[start:stop], error[start:stop], start + 1 - first
+            low, high = _extremes(bits, *rows, order[to], shift[to], spots.features, spots.inverse, low, high)
+    return low, high
+
+
+@numba.njit(cache=True, inline="always")
+def _beyond(low: float, high: float, along: float, error: float) -> tuple[np.float32, np.float32]:
+    """Rough cosines that may be a new extreme: up to the first, from the second on."""
+    below = np.float32(low - along + error) if low > -_ONE else np.float32(-np.inf)
+    return below, np.float32(high - along - error) if high < _ONE else np.float32(np.inf)
+
+
 @numba.njit(parallel=True, cache=True)
-def _extremes(cosines: np.ndarray, xy: np.ndarray, start: int) -> np.ndarray:
-    """Per row: least and greatest squared distance, and cosine, to the later spots; columns begin at ``start``."""
-    found = np.empty((cosines.shape[0], 4))
-    for row in numba.prange(cosines.shape[0]):
-        near, far, low, high = np.inf, -np.inf, np.inf, -np.inf
-        for column in range(row + 1, cosines.shape[1]):
-            dx = xy[start + row, 0] - xy[start + column, 0]
-            dy = xy[start + row, 1] - xy[start + column, 1]
-            squared = dx * dx + dy * dy
-            near, far = min(near, squared), max(far, squared)
-            low, high = min(low, cosines[row, column]), max(high, cosines[row, column])
-        found[row] = near, far, low, high
+def _extremes(
+    bits: np.ndarray,
+    rows: np.ndarray,
+    along: np.ndarray,
+    error: np.ndarray,
+    ahead: int,
+    columns: np.ndarray,
+    shift: np.ndarray,
+    features: np.ndarray,
+    inverse: np.ndarray,
+    low: float,
+    high: float,
+) -> tuple[float, float]:
+    """The range of cosines, ``low`` to ``high`` so far, of each row with the columns from ``ahead + row`` on.
+
+    A cosine is computed where its rough value, ``along + bits + shift``, lies within its error of a new extreme.
+    """
+    lows, highs = np.full(rows.size, low), np.full(rows.size, high)
+    for row in numba.prange(rows.size):
+        wide, judged = np.empty(_STRIP, dtype=np.uint32), np.empty(_STRIP, dtype=np.float32)
+        rough = wide.view(np.float32)
+        i = rows[row]
+        below, above = _beyond(low, high, along[row], error[row])
+        for start in range(max(0, ahead + row), columns.size, _STRIP):
+            strip, shifts = bits[row, start : start + _STRIP], shift[start : start + _STRIP]
+            widen(strip, wide)
+            for c in range(strip.size):
+                judged[c] = rough[c] + shifts[c]
+            found = False
+            for c in range(strip.size):
+                found |= (judged[c] <= below) | (judged[c] >= above)
+            if not found:
+                continue
+            for c in range(strip.size):
+                if judged[c] <= below or judged[c] >= above:
+                    j = columns[start + c]
+                    cosine = dot(features[i], features[j]) * inverse[i] * inverse[j]
+                    lows[row], highs[row] = min(lows[row], cosine), max(highs[row], cosine)
+                    below, above = _beyond(lows[row], highs[row], along[row], error[row])
+    return lows.min(), highs.max()
+
+
+def _search(spots: _Spots, scales: _Scales, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The k nearest of each spot, tile by tile: each is compared with the others in order of their distance to it."""
+    order, rough, bounds = spots.order, spots.rough, spots.bounds
+    indices, steps = np.zeros((len(order), k), dtype=np.int64), np.full((len(order), k), np.inf)
+    space, feature = (
+        scales.space * scales.space_weight / _FUSED_GRID,
+        _GRID * scales.feature_weight / _FUSED_GRID,
+    )
+    shift = -feature * (rough.along - spots.centre)
+    base = feature * (1 - rough.along) - (
+        scales.space_low * scales.space_weight + scales.feature_low * scales.feature_weight
+    ) / _FUSED_GRID
+    farthest = space * np.linalg.norm(np.ptp(spots.xy, axis=0))
+    error = feature * rough.error(rough) + (scales.space_weight + scales.feature_weight + 2) / _FUSED_GRID
+    error += _SINGLE * (farthest + np.abs(shift).max() + feature * rough.length * rough.length.max())
+    shift = shift.astype(np.float32)
+    for tile, (start, stop) in _with_progress(list(enumerate(_pairs(bounds))), len(order), "neighbours"):
+        apart = _apart(spots.boxes[tile], spots.boxes)
+        sequence = np.argsort(apart, kind="stable")
+        own = slice(start, stop)
+        best, found = np.full((stop - start, k), np.inf), np.zeros((stop - start, k), dtype=np.int64)
+        for first in range(0, len(sequence), GROUP):
+            group = sequence[first : first + GROUP]
+            if apart[group[0]] > _reach(best[:, -1].max(), scales):
+                break
+            at = np.concatenate([np.arange(bounds[each], bounds[each + 1]) for each in group])
+            columns = _Columns(order[at], spots.rough_xy[:, at], shift[at], np.float32(space), np.float32(feature))
+            bits, exact = rough[own].times(rough[at]), (spots.xy, spots.features, spots.inverse)
+            rows = order[own], spots.rough_xy[:, own], base[own], error[own]
+            _nearest(bits, *rows, columns, *exact, scales, best, found)
+        indices[order[own]], steps[order[own]] = found, best
+    return indices, steps / _FUSED_GRID
+
+
+def _pairs(bounds: NDArray[np.intp]) -> list[tuple[int, int]]:
+    return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+
+
+def _with_progress(tiles: Sequence[Any], n_spots: int, desc: str) -> Iterable[Any]:
+    from tqdm.auto import tqdm
+
+    return tqdm(tiles, desc=desc, unit="tile", leave=False, disable=n_spots < _LONG or not settings.progress)
+
+
+def _apart(box: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least distance of a point in a box to one in each of the others."""
+    gaps = np.maximum(0, np.maximum(boxes[:, 0] - box[1], box[0] - boxes[:, 1]))
+    return np.hypot(gaps[:, 0], gaps[:, 1])
+
+
+def _reach(steps: float, scales: _Scales) -> float:
+    """Distance in space beyond which the fused distance is larger, whatever the cosine; two steps for rounding."""
+    if scales.space_weight == 0 or scales.space == 0:
+        return np.inf
+    return ((steps + scales.feature_weight + 2) / scales.space_weight + scales.space_low + 2) / scales.space
+
+
+@numba.njit(cache=True, fastmath={"afn", "arcp", "contract"})
+def _judge(
+    bits: np.ndarray,
+    place: tuple[np.float32, np.float32],
+    xs: np.ndarray,
+    ys: np.ndarray,
+    shift: np.ndarray,
+    weights: tuple[np.float32, np.float32],
+    limit: np.float32,
+    wide: np.ndarray,
+    judged: np.ndarray,
+) -> bool:
+    """Rough distances, less ``base``, to a strip of columns; and whether one does not exceed the limit."""
+    rough = wide.view(np.float32)
+    widen(bits, wide)
+    for c in range(bits.size):
+        dx, dy = place[0] - xs[c], place[1] - ys[c]
+        judged[c] = weights[0] * np.sqrt(dx * dx + dy * dy) + shift[c] - weights[1] * rough[c]
+    found = False
+    for c in range(bits.size):
+        found |= judged[c] <= limit
     return found
 
 
+@numba.njit(cache=True)
+def _insert(value: float, spot: int, values: np.ndarray, spots: np.ndarray) -> None:
+    """Put a value in its place among the ``k`` lowest, of equal ones the spot that stands first; the last falls out."""
+    place = values.size
+    while place > 0 and (value < values[place - 1] or (value == values[place - 1] and spot < spots[place - 1])):
+        if place < values.size:
+            values[place], spots[place] = values[place - 1], spots[place - 1]
+        place -= 1
+    if place < values.size:
+        values[place], spots[place] = value, spot
+
+
 @numba.njit(parallel=True, cache=True)
-def _nearest(cosines: np.ndarray, xy: np.ndarray, start: int, k: int, scales: _Scales) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of each row by insertion: columns come in order, so an equal distance stays behind."""
-    n_rows, n = cosines.shape
-    indices, distances = np.empty((n_rows, k), dtype=np.int64), np.full((n_rows, k), np.inf)
-    for row in numba.prange(n_rows):
-        nearest, spots = distances[row], indices[row]
-        for column in range(n):
-            dx, dy = xy[start + row, 0] - xy[column, 0], xy[start + row, 1] - xy[column, 1]
-            space = np.rint(np.sqrt(dx * dx + dy * dy) * scales.space) - scales.space_low
-            feature = np.rint((1.0 - cosines[row, column]) * _GRID) - scales.feature_low
-            fused = max(0.0, np.rint(scales.space_weight * space + scales.feature_weight * feature))
-            if fused < nearest[k - 1] and column != start + row:
-                place = k - 1
-                while place > 0 and fused < nearest[place - 1]:
-                    nearest[place], spots[place] = nearest[place - 1], spots[place - 1]
-                    place -= 1
-                nearest[place], spots[place] = fused, column
-        nearest /= _FUSED_GRID
-    return indices, distances
+def _nearest(
+    bits: np.ndarray,
+    rows: np.ndarray,
+    rows_xy: np.ndarray,
+    base: np.ndarray,
+    error: np.ndarray,
+    columns: _Columns,
+    xy: np.ndarray,
+    features: np.ndarray,
+    inverse: np.ndarray,
+    scales: _Scales,
+    best: np.ndarray,
+    found: np.ndarray,
+) -> None:
+    """Better ``best`` and ``found``, the k nearest of each row, by the columns.
+
+    A pair is computed where its rough distance, less its error, does not exceed the k-th best, nor the k-th best rough
+    one and its error.
+    """
+    n, k = columns.spots.size, best.shape[1]
+    xs, ys, weights = columns.xy[0], columns.xy[1], (columns.space, columns.feature)
+    for row in numba.prange(rows.size):
+        wide, judged = np.empty(_STRIP, dtype=np.uint32), np.empty(_STRIP, dtype=np.float32)
+        i, place = rows[row], (rows_xy[0, row], rows_xy[1, row])
+        steps, spots = best[row], found[row]
+        limit = np.float32(steps[k - 1] / _FUSED_GRID - base[row] + error[row])
+        if limit == np.inf:
+            tight, ranks = np.full(k, np.float32(np.inf)), np.zeros(k, dtype=np.int64)
+            for start in range(0, n, _STRIP):
+                part = slice(start, min(start + _STRIP, n))
+                strip = bits[row, part], place, xs[part], ys[part], columns.shift[part], weights
+                if _judge(*strip, tight[k - 1], wide, judged):
+                    for c in range(part.stop - start):
+                        if judged[c] <= tight[k - 1] and columns.spots[start + c] != i:
+                            _insert(judged[c], start + c, tight, ranks)
+            limit = tight[k - 1] + np.float32(2 * error[row])
+        for start in range(0, n, _STRIP):
+            part = slice(start, min(start + _STRIP, n))
+            strip = bits[row, part], place, xs[part], ys[part], columns.shift[part], weights
+            if not _judge(*strip, limit, wide, judged):
+                continue
+            for c in range(part.stop - start):
+                j = columns.spots[start + c]
+                if judged[c] > limit or j == i:
+                    continue
+                dx, dy = xy[i, 0] - xy[j, 0], xy[i, 1] - xy[j, 1]
+                cosine = dot(features[i], features[j]) * inverse[i] * inverse[j]
+                apart = np.rint(np.sqrt(dx * dx + dy * dy) * scales.space) - scales.space_low
+                unlike = np.rint((1.0 - cosine) * _GRID) - scales.feature_low
+                _insert(max(0.0, np.rint(scales.space_weight * apart + scales.feature_weight * unlike)), j, steps, spots)
+                limit = min(limit, np.float32(steps[k - 1] / _FUSED_GRID - base[row] + error[row]))

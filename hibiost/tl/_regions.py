@@ -49,8 +49,8 @@ def regions(
     thin layers are cut across, and on DLPFC a mean of an expression graph and the grid finds the layers better (see
     ``benchmarks/results/dlpfc_regions.md``); a lower ``alpha`` follows expression more.
 
-    Beside the graph, memory holds the embeddings of one slide, up to three times in double precision, and a block of
-    32 MiB; time grows with the square of the spots of a slide.
+    Beside the graph, memory holds the embeddings of one slide up to three times, and about 20 MiB; time grows with the
+    square of the spots of a slide.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def _representations(adata: AnnData, use_rep: str | Sequence[str] | None) -> dic
     return {name: inputs.representation(adata, name, call) for name in names}
 
 
-def _unit_features(representations: dict[str, Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _unit_features(representations: dict[str, Any], rows: NDArray[np.int64]) -> NDArray[Any]:
     """Representations of some spots, each l2-normalised, side by side."""
     parts = (values[rows] for values in representations.values())
     return np.hstack([unit_rows(part.toarray() if sparse.issparse(part) else part) for part in parts])
@@ -180,7 +180,7 @@ def _tell_small(libraries: dict[str, NDArray[np.int64]], n_neighbors: int) -> No
         )  # fmt: skip
 
 
-def _tell_constant(library: str, xy: NDArray[np.float64], features: NDArray[np.float64]) -> None:
+def _tell_constant(library: str, xy: NDArray[np.float64], features: NDArray[Any]) -> None:
     if len(xy) < 2:
         return
     for term, what, constant in (

@@ -5,19 +5,20 @@ import os
 import random
 import subprocess
 import sys
-import tracemalloc
+from pathlib import Path
 
 import igraph
 import networkx as nx
 import numba
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from hibiost import metrics
+from hibiost import _products, metrics
 from hibiost.errors import DataError
 from hibiost.spatial import coherence, fused_neighbors, leiden, modularity, neighbors, region_graph
 
@@ -91,13 +92,18 @@ def tissue(n=300, dims=20, seed=0):
     return xy, np.eye(4, dims)[quarter] + rng.normal(0, 0.15, (n, dims)), quarter
 
 
-def test_equals_eq_7_on_real_numbers_in_many_blocks(monkeypatch):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rough", ["bfloat16", "float32"])
+def test_equals_eq_7_on_real_numbers_in_many_tiles(monkeypatch, rough, dtype):
+    monkeypatch.setattr(_products, "_rough_dtype", lambda device: getattr(torch, rough))
     xy, features, _ = tissue(60)
+    features = features.astype(dtype)
     whole = fused_neighbors(xy, features, k=7)
-    monkeypatch.setattr(neighbors, "BLOCK_BYTES", 8 * 60 * 7)
-    blocked = fused_neighbors(xy, features, k=7)
-    expected = neighbors_by_hand(xy, features, 7, 0.5, 0.5)
-    for indices, distances in (whole, blocked):
+    monkeypatch.setattr(neighbors, "TILE", 7)
+    monkeypatch.setattr(neighbors, "GROUP", 2)
+    tiled = fused_neighbors(xy, features, k=7)
+    expected = neighbors_by_hand(xy, features.astype(np.float64), 7, 0.5, 0.5)
+    for indices, distances in (whole, tiled):
         assert indices.tolist() == expected[0]
         np.testing.assert_allclose(distances, expected[1], rtol=0, atol=1.1e-9)
 
@@ -154,18 +160,49 @@ def test_few_spots():
     assert distances.tolist() == [[0], [0]]
 
 
-def test_no_matrix_of_all_pairs_is_held():
+@given(slides(), st.integers(1, 5), st.integers(1, 3))
+@settings(deadline=None, max_examples=60)
+def test_tiles_change_nothing(slide, tile, group):
+    xy, features, k, alpha, beta = slide
+    whole = fused_neighbors(xy, features, k=k, alpha=alpha, beta=beta)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbors, "TILE", tile)
+        patch.setattr(neighbors, "GROUP", group)
+        tiled = fused_neighbors(xy, features, k=k, alpha=alpha, beta=beta)
+    for one, other in zip(whole, tiled, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_tiles_out_of_reach_are_left_out(monkeypatch):
+    xy, features, _ = tissue(400)
+    features = features + xy / 100 @ np.random.default_rng(0).normal(size=(2, features.shape[1]))
+    monkeypatch.setattr(neighbors, "TILE", 16)
+    monkeypatch.setattr(neighbors, "GROUP", 1)
+    compared, nearest = [], neighbors._nearest
+    monkeypatch.setattr(neighbors, "_nearest", lambda bits, *rest: (compared.append(bits.size), nearest(bits, *rest)))
+    indices, distances = fused_neighbors(xy, features, k=5)
+    assert sum(compared) < len(xy) ** 2 / 2
+    expected = neighbors_by_hand(xy, features, 5, 0.5, 0.5)
+    assert indices.tolist() == expected[0]
+    np.testing.assert_allclose(distances, expected[1], rtol=0, atol=1.1e-9)
+
+
+def test_memory_does_not_grow_with_the_pairs():
     rng = np.random.default_rng(0)
-    n = 4_000
+    n = 16_000
     xy, features = rng.uniform(0, 1, (n, 2)), rng.normal(size=(n, 16))
     fused_neighbors(xy[:50], features[:50])
-    tracemalloc.start()
-    try:
-        fused_neighbors(xy, features)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert 8 * n * n / 4 < neighbors.BLOCK_BYTES + 1e6 < peak < 1.3 * neighbors.BLOCK_BYTES < 8 * n * n / 2
+    before = resident_peak(reset=True)
+    fused_neighbors(xy, features)
+    assert resident_peak() - before < 100e6 < n * n
+
+
+def resident_peak(*, reset=False):
+    """Peak of resident memory in bytes, since the last reset: torch's memory is not traced by Python."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def test_graph_is_the_union_of_neighbours():

@@ -34,8 +34,9 @@ def adata() -> AnnData:
 
 
 def unit(values):
-    values = np.asarray(values, dtype=float)
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
+    """Rounded to the precision of the representation."""
+    rows = np.asarray(values, dtype=float)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.asarray(values).dtype)
 
 
 @pytest.fixture

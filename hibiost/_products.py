@@ -1,0 +1,155 @@
+"""Inner products of many rows with many rows: quickly and roughly, by how much at most, and exactly for a pair.
+
+A search first takes rough products in blocks, in bfloat16 where the machine multiplies that fastest, and looks at a
+pair exactly only where the bound on the error leaves its rank open. What it finds does not depend on the roughness,
+and so neither on the machine nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Self
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BFLOAT16, _FLOAT32 = 2.0**-9, 2.0**-24
+"""Largest relative error of rounding to each."""
+_ROWS = 4096
+"""Rows that are rounded at a time."""
+
+
+@dataclass
+class RoughRows:
+    """Rows less a centre, rounded; with ``centre``, all that is needed to tell products and their error.
+
+    The centre takes away what all rows share, and with it most of the error.
+
+    Attributes
+    ----------
+    rows
+        bfloat16 or float32, n x dim: ``(scale * row - centre)``, rounded.
+    along
+        float64, (n,): product of each scaled row with the centre.
+    length
+        float64, (n,): length of each rounded row.
+    lost
+        float64, (n,): length of what rounding took from each row.
+    """
+
+    rows: Tensor
+    along: NDArray[np.float64]
+    length: NDArray[np.float64]
+    lost: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        rows: NDArray,
+        centre: NDArray[np.float64],
+        *,
+        scale: NDArray[np.float64] | None = None,
+        order: NDArray[np.intp] | None = None,
+        device: str = "cpu",
+    ) -> Self:
+        """Round rows, a few thousand at a time.
+
+        Parameters
+        ----------
+        rows
+            Float, n x dim.
+        centre
+            What is taken away, (dim,).
+        scale
+            Factor of each row, (n,); 1 where it is not given.
+        order
+            The rows wanted, in their order; all where it is not given.
+        device
+            Where to multiply.
+        """
+        import torch
+
+        order = np.arange(len(rows)) if order is None else order
+        rounded = torch.empty(len(order), rows.shape[1], dtype=_rough_dtype(device))
+        along, length, lost = np.empty((3, len(order)))
+        for start in range(0, len(order), _ROWS):
+            part = slice(start, start + _ROWS)
+            whole = rows[order[part]].astype(np.float64)
+            if scale is not None:
+                whole *= scale[order[part], None]
+            along[part] = whole @ centre
+            whole -= centre
+            rounded[part] = torch.from_numpy(whole)
+            kept = rounded[part].double().numpy()
+            length[part] = _lengths(kept)
+            lost[part] = _lengths(np.subtract(whole, kept, out=whole))
+        return cls(rounded.to(device), along, length, lost)
+
+    def __len__(self) -> int:
+        return len(self.along)
+
+    def __getitem__(self, part: slice | NDArray[np.intp]) -> RoughRows:
+        import torch
+
+        rows = self.rows[part] if isinstance(part, slice) else self.rows.index_select(0, torch.from_numpy(part))
+        return RoughRows(rows, self.along[part], self.length[part], self.lost[part])
+
+    def times(self, bank: RoughRows) -> NDArray[np.uint16] | NDArray[np.uint32]:
+        """The rough products with the rows of ``bank``, as the upper bits of float32; see :func:`widen`."""
+        import torch
+
+        found = (self.rows @ bank.rows.T).cpu()
+        if found.dtype == torch.bfloat16:
+            return found.view(torch.int16).numpy().view(np.uint16)
+        return found.numpy().view(np.uint32)
+
+    def error(self, bank: RoughRows) -> NDArray[np.float64]:
+        """How far a product ``along + rough + bank.along - |centre|^2`` may be from the exact one, for each row.
+
+        With ``a = a' + da`` and ``b = b' + db``, rounded and lost, ``|ab - a'b'| <= |da||b| + |a'||db|``; the sum of
+        ``dim`` terms in float32 adds ``dim * 2**-24 * |a'||b'|``, and rounding it to bfloat16 ``2**-9 * |a'||b'|``.
+        """
+        import torch
+
+        slack = 2 * (self.rows.shape[1] + 4) * _FLOAT32
+        if self.rows.dtype == torch.bfloat16:
+            slack += _BFLOAT16
+        elif self.rows.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
+            slack += 2 * _BFLOAT16
+        length, lost = bank.length.max(), bank.lost.max()
+        return self.lost * (length + lost) + self.length * (lost + slack * length)
+
+
+@cache
+def _rough_dtype(device: str) -> torch.dtype:  # noqa: F821 - torch is imported where it is needed
+    """bfloat16 on a CPU that multiplies it natively."""
+    import torch
+
+    native = device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _lengths(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+
+
+@numba.njit(cache=True, inline="always")
+def widen(bits: np.ndarray, out: np.ndarray) -> None:
+    """Put the bits of rough products where float32 is read: ``out`` is uint32, seen as float32 elsewhere."""
+    shift = np.uint32(8 * (4 - bits.itemsize))
+    for i in range(bits.size):
+        out[i] = np.uint32(bits[i]) << shift
+
+
+@numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
+def dot(a: np.ndarray, b: np.ndarray) -> float:
+    """Inner product of two rows in double precision."""
+    total = 0.0
+    for i in range(a.size):
+        total += np.float64(a[i]) * np.float64(b[i])
+    return total
