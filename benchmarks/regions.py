@@ -1,25 +1,24 @@
-"""Regions: hibiost beside scikit-learn and PyTorch, and Leiden by igraph beside leidenalg, on synthetic slides.
+"""Regions: hibiost's neighbours beside scikit-learn and PyTorch, and Leiden by igraph beside leidenalg.
 
-Run ``python benchmarks/regions.py [n_spots ...]``; each way runs in turn, and medians and ratios are printed.
+``python benchmarks/regions.py`` times synthetic slides of 4,000 and 20,000 spots in turns, and one of 100,000 once, and
+writes ``docs/speed/regions.*`` and ``leiden.*``; with numbers of spots it prints only.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
+from _bench import Table, seconds_of
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
 import hibiost as hb
 
-DIMS, K, SEEDS, ROUNDS = 1_024, 15, 5, 3
-WHOLE_MATRIX = 4_000
-"""Spots up to which scikit-learn is asked, which needs all distances at a time."""
+SIZES, DIMS, K, SEEDS, ROUNDS = (4_000, 20_000, 100_000), 1_024, 15, 5, 3
+WHOLE_MATRIX, LARGE = 4_000, 20_000
+"""Spots up to which scikit-learn is asked, which needs all distances at a time, and up to which torch is."""
 Neighbors = tuple[np.ndarray, np.ndarray]
 
 
@@ -82,49 +81,51 @@ def with_sklearn(xy: np.ndarray, features: np.ndarray) -> Neighbors:
     return indices, distances
 
 
-def seconds(ways: dict[str, Callable[[], Any]]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Medians of interleaved runs, and what each way returned last."""
-    runs: dict[str, list[float]] = {name: [] for name in ways}
-    results = {}
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            results[name] = way()
-            runs[name].append(time.perf_counter() - start)
-    return {name: float(np.median(times)) for name, times in runs.items()}, results
-
-
-def measure_neighbors(n_spots: int) -> sparse.csr_matrix:
-    """Print times, and the share of our neighbours that the others find; return our graph."""
+def neighbors(table: Table, n_spots: int) -> sparse.csr_matrix:
+    """Time the neighbours, check that the others find the same, and return the graph of ours."""
     data = synthetic(n_spots)
-    ways = [with_hibiost, with_torch, *([with_sklearn] if n_spots <= WHOLE_MATRIX else [])]
-    times, results = seconds({way.__name__: lambda way=way: way(*data) for way in ways})
-    ours = results["with_hibiost"]
-    print(f"{n_spots:,} spots x {DIMS:,}, {K} nearest")
-    for name, taken in times.items():
-        shared = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(ours[0], results[name][0], strict=True)])
-        print(f"  {name:13s} {taken:8.3f} s   x {taken / times['with_hibiost']:.1f}   same neighbours {shared:.5f}")
+    ways = {"hibiost": lambda: with_hibiost(*data)}
+    if n_spots <= LARGE:
+        ways["torch, blocks, float32"] = lambda: with_torch(*data)
+    if n_spots <= WHOLE_MATRIX:
+        ways["scikit-learn, whole matrix"] = lambda: with_sklearn(*data)
+    limit = seconds_of(flops=2 * DIMS * n_spots**2, dtype=torch.bfloat16)
+    rounds = ROUNDS if n_spots <= LARGE else 1
+    found = table.measure(f"{n_spots:,} spots x {DIMS:,}, {K} nearest", ways, rounds=rounds, limit=limit)
+    ours = found.pop("hibiost")
+    for name, (indices, _) in found.items():
+        shared = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(ours[0], indices, strict=True)])
+        assert shared > 0.999, f"{name} finds other neighbours: {shared:.5f} are the same"
     return hb.spatial.region_graph(*ours)
 
 
-def measure_leiden(graph: sparse.csr_matrix) -> None:
-    """Print the time of a run and the mean modularity over seeds."""
-    print(f"Leiden, {graph.shape[0]:,} spots, {graph.nnz // 2:,} edges")
+def communities(table: Table, graph: sparse.csr_matrix) -> None:
+    """Time both flavours of Leiden; the mean modularity over seeds stands in the name."""
+    reached = {}
     for flavor in ("igraph", "leidenalg"):
-        taken, reached, n_regions = [], [], []
-        for seed in range(SEEDS):
-            start = time.perf_counter()
-            labels = hb.spatial.leiden(graph, flavor=flavor, rng=seed)
-            taken.append(time.perf_counter() - start)
-            reached.append(hb.spatial.modularity(graph, labels))
-            n_regions.append(labels.max() + 1)
-        spread = f"{np.mean(reached):.4f} ({min(reached):.4f} to {max(reached):.4f})"
-        print(f"  {flavor:13s} {np.median(taken):8.3f} s   modularity {spread}   regions {np.mean(n_regions):.1f}")
+        labels = [hb.spatial.leiden(graph, flavor=flavor, rng=seed) for seed in range(SEEDS)]
+        reached[flavor] = np.mean([hb.spatial.modularity(graph, each) for each in labels])
+    assert reached["igraph"] > reached["leidenalg"] - 0.002
+    case = f"{graph.shape[0]:,} spots, {graph.nnz // 2:,} edges"
+    case += f"; modularity {reached['igraph']:.4f} and {reached['leidenalg']:.4f}"
+    ways = {flavor: lambda flavor=flavor: hb.spatial.leiden(graph, flavor=flavor) for flavor in reached}
+    table.measure(case, ways, rounds=ROUNDS)
+
+
+def main(sizes: list[int]) -> None:
+    """Measure, and write where all sizes were asked for."""
+    hb.settings.verbosity, hb.settings.progress = "error", False
+    hb.spatial.leiden(hb.spatial.region_graph(*with_hibiost(*synthetic(600))), flavor="leidenalg")
+    regions = Table("regions", "Nearest neighbours by the fused distance (eq 7), on synthetic slides.", "hibiost")
+    leiden = Table("leiden", f"Leiden on their graphs; modularity is the mean over {SEEDS} seeds.", "igraph")
+    for size in sizes or SIZES:
+        graph = neighbors(regions, size)
+        if size <= LARGE:
+            communities(leiden, graph)
+    if not sizes:
+        regions.write()
+        leiden.write()
 
 
 if __name__ == "__main__":
-    hb.settings.verbosity = "error"
-    hb.spatial.leiden(hb.spatial.region_graph(*with_hibiost(*synthetic(100))), flavor="leidenalg")
-    hb.spatial.leiden(sparse.csr_matrix((2, 2)))
-    for size in map(int, sys.argv[1:] or ("700", "4000", "20000")):
-        measure_leiden(measure_neighbors(size))
+    main([int(size) for size in sys.argv[1:]])

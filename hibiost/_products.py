@@ -16,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
 _BFLOAT16, _FLOAT32 = 2.0**-9, 2.0**-24
 """Largest relative error of rounding to each."""
-_ROWS = 4096
-"""Rows that are rounded at a time."""
 
 
 @dataclass
@@ -42,7 +40,7 @@ class RoughRows:
         float64, (n,): length of what rounding took from each row.
     """
 
-    rows: Tensor
+    rows: torch.Tensor
     along: NDArray[np.float64]
     length: NDArray[np.float64]
     lost: NDArray[np.float64]
@@ -57,7 +55,7 @@ class RoughRows:
         order: NDArray[np.intp] | None = None,
         device: str = "cpu",
     ) -> Self:
-        """Round rows, a few thousand at a time.
+        """Round rows.
 
         Parameters
         ----------
@@ -75,20 +73,13 @@ class RoughRows:
         import torch
 
         order = np.arange(len(rows)) if order is None else order
-        rounded = torch.empty(len(order), rows.shape[1], dtype=_rough_dtype(device))
+        scale = np.ones(len(rows)) if scale is None else scale
+        dtype = _rough_dtype(device)
+        bits = np.empty((len(order), rows.shape[1]), dtype=f"u{dtype.itemsize}")
         along, length, lost = np.empty((3, len(order)))
-        for start in range(0, len(order), _ROWS):
-            part = slice(start, start + _ROWS)
-            whole = rows[order[part]].astype(np.float64)
-            if scale is not None:
-                whole *= scale[order[part], None]
-            along[part] = whole @ centre
-            whole -= centre
-            rounded[part] = torch.from_numpy(whole)
-            kept = rounded[part].double().numpy()
-            length[part] = _lengths(kept)
-            lost[part] = _lengths(np.subtract(whole, kept, out=whole))
-        return cls(rounded.to(device), along, length, lost)
+        _round(rows, order, scale, centre, bits, along, length, lost)
+        signed = bits.view(f"i{dtype.itemsize}")
+        return cls(torch.from_numpy(signed).view(dtype).to(device), along, length, lost)
 
     def __len__(self) -> int:
         return len(self.along)
@@ -96,7 +87,7 @@ class RoughRows:
     def __getitem__(self, part: slice | NDArray[np.intp]) -> RoughRows:
         import torch
 
-        rows = self.rows[part] if isinstance(part, slice) else self.rows.index_select(0, torch.from_numpy(part))
+        rows = self.rows[part] if isinstance(part, slice) else self.rows[torch.from_numpy(part).to(self.rows.device)]
         return RoughRows(rows, self.along[part], self.length[part], self.lost[part])
 
     def times(self, bank: RoughRows) -> NDArray[np.uint16] | NDArray[np.uint32]:
@@ -126,7 +117,7 @@ class RoughRows:
 
 
 @cache
-def _rough_dtype(device: str) -> torch.dtype:  # noqa: F821 - torch is imported where it is needed
+def _rough_dtype(device: str) -> torch.dtype:
     """bfloat16 on a CPU that multiplies it natively."""
     import torch
 
@@ -134,8 +125,39 @@ def _rough_dtype(device: str) -> torch.dtype:  # noqa: F821 - torch is imported 
     return torch.bfloat16 if native else torch.float32
 
 
-def _lengths(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+@numba.njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _round(
+    rows: np.ndarray,
+    order: np.ndarray,
+    scale: np.ndarray,
+    centre: np.ndarray,
+    bits: np.ndarray,
+    along: np.ndarray,
+    length: np.ndarray,
+    lost: np.ndarray,
+) -> None:
+    """Scale rows, take away the centre, and keep the upper bits of float32, rounded half to even."""
+    dim, shift = centre.size, np.uint32(8 * (4 - bits.itemsize))
+    half, last = np.uint32(2**shift // 2), np.uint32(2**shift - 1)
+    for r in numba.prange(order.size):
+        whole, single = np.empty(dim), np.empty(dim, dtype=np.float32)
+        wide = single.view(np.uint32)
+        row, factor = rows[order[r]], scale[order[r]]
+        upon = 0.0
+        for i in range(dim):
+            value = row[i] * factor
+            upon += value * centre[i]
+            whole[i] = value - centre[i]
+            single[i] = whole[i]
+        if shift:
+            for i in range(dim):
+                wide[i] = (wide[i] + half - np.uint32(1) + ((wide[i] >> shift) & np.uint32(1))) & ~last
+        kept, gone = 0.0, 0.0
+        for i in range(dim):
+            bits[r, i] = wide[i] >> shift
+            kept += np.float64(single[i]) * np.float64(single[i])
+            gone += (whole[i] - single[i]) * (whole[i] - single[i])
+        along[r], length[r], lost[r] = upon, np.sqrt(kept), np.sqrt(gone)
 
 
 @numba.njit(cache=True, inline="always")

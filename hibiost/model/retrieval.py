@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
-import torch
 from scipy import sparse
-from torch import Tensor
 
+from .._products import RoughRows, dot, widen
 from ..errors import DataError, nearest
 
-_QUERIES, _BANK = 512, 1 << 15
-"""Queries and rows of a bank that are compared at a time: 64 MiB of similarities."""
+_QUERIES, _BANK = 512, 1 << 14
+"""Queries and rows of a bank that are compared at a time: 16 MiB of products in bfloat16, 32 MiB in float32."""
+_STRIP = 256
+"""Products that are judged at a time."""
+_SINGLE = 2.0**-20
+"""More than the relative error of a few sums in single precision."""
 _VALUES = 1 << 24
 """Dense values that are mixed at a time."""
 _CLOSE = 1e-6
@@ -23,67 +27,90 @@ def most_similar(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` rows of ``bank`` most similar to each query, by dot product, best first.
 
-    The search is exact. Of equally similar rows the lower one goes first, so that the result does not depend on the
-    blocks in which both sides are compared. Besides the result at most 64 MiB of similarities are held at a time
-    (a few times that where many are equal), whatever the numbers of rows.
+    The search is exact and the same on every machine: products are taken in bfloat16 where the CPU multiplies it
+    natively, in float32 elsewhere, and those whose rank their error leaves open are computed in double precision and
+    rounded to float32. Of equally similar rows the lower one goes first. Besides the result at most 80 MiB are held at
+    a time, the queries being rounded once and the bank block by block, whatever the numbers of rows.
 
     Parameters
     ----------
     queries
-        float32, n_queries x dim.
+        Float, n_queries x dim.
     bank
-        float32, n_bank x dim.
+        Float, n_bank x dim.
     k
         At most n_bank.
     device
-        Where to compute.
+        Where to multiply.
 
     Returns
     -------
     Rows of ``bank`` (int64) and similarities (float32), both n_queries x ``k``.
     """
-    rows = np.empty((len(queries), k), dtype=np.int64)
-    similarities = np.empty((len(queries), k), dtype=np.float32)
-    for start in range(0, len(queries), _QUERIES):
-        part = slice(start, start + _QUERIES)
-        found = _search(torch.tensor(queries[part], device=device), bank, k)
-        rows[part], similarities[part] = (each.cpu().numpy() for each in found)
+    queries, bank = np.ascontiguousarray(queries), np.ascontiguousarray(bank)
+    rows = np.zeros((len(queries), k), dtype=np.int64)
+    similarities = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    centre = bank.mean(axis=0, dtype=np.float64)
+    rough = RoughRows.of(queries, centre, device=device)
+    for first in range(0, len(bank), _BANK):
+        block = bank[first : first + _BANK]
+        others = RoughRows.of(block, centre, device=device)
+        shift = (others.along - centre @ centre).astype(np.float32)
+        error = rough.error(others)
+        error += _SINGLE * (np.abs(rough.along) + np.abs(shift).max() + rough.length * others.length.max())
+        for start in range(0, len(queries), _QUERIES):
+            part = slice(start, start + _QUERIES)
+            bits = rough[part].times(others)
+            _keep_best(
+                bits, rough.along[part], error[part], shift, queries[part], block, first, similarities[part], rows[part]
+            )
     return rows, similarities
 
 
-def _search(queries: Tensor, bank: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
-    """The best of a block of queries: what was found so far and the best of each block of the bank are merged."""
-    values = queries.new_empty((len(queries), 0))
-    rows = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
-    for start in range(0, len(bank), _BANK):
-        part = torch.from_numpy(np.require(bank[start : start + _BANK], requirements="W"))
-        block = queries @ part.to(queries.device).T
-        columns = _best_columns(block, k)
-        values = torch.cat([values, block.gather(1, columns)], dim=1)
-        values, order = values.sort(dim=1, descending=True, stable=True)
-        rows = torch.cat([rows, columns + start], dim=1).gather(1, order)
-        values, rows = values[:, :k], rows[:, :k]
-    return rows, values
+@numba.njit(parallel=True, cache=True)
+def _keep_best(
+    bits: np.ndarray,
+    along: np.ndarray,
+    error: np.ndarray,
+    shift: np.ndarray,
+    queries: np.ndarray,
+    bank: np.ndarray,
+    first: int,
+    best: np.ndarray,
+    found: np.ndarray,
+) -> None:
+    """Better ``best`` and ``found``, the most similar rows so far of each query, by a block that begins at ``first``.
 
-
-def _best_columns(block: Tensor, k: int) -> Tensor:
-    """Columns of the ``k`` highest values of each row, in ascending order; of equal values the leftmost."""
-    if k >= block.shape[1]:
-        return torch.arange(block.shape[1], device=block.device).expand(len(block), -1)
-    values, columns = block.topk(k + 1)
-    columns = columns[:, :k].sort(dim=1).values
-    cut = values[:, k - 1] == values[:, k]
-    if cut.any():
-        columns[cut] = _leftmost(block[cut], values[cut, k, None], k)
-    return columns
-
-
-def _leftmost(block: Tensor, lowest: Tensor, k: int) -> Tensor:
-    """Columns of the values above ``lowest``, and of those equal to it from the left, ``k`` in all."""
-    above, equal = block > lowest, block == lowest
-    place = equal.cumsum(dim=1, dtype=torch.int32)
-    chosen = above | (equal & (place <= k - above.sum(dim=1, keepdim=True)))
-    return chosen.nonzero()[:, 1].view(-1, k)
+    A product is computed where its rough value, ``along + bits + shift``, and its error reach what is the last of the
+    best. Blocks come in order, so an equal one stays behind.
+    """
+    k = best.shape[1]
+    for row in numba.prange(bits.shape[0]):
+        wide, judged = np.empty(_STRIP, dtype=np.uint32), np.empty(_STRIP, dtype=np.float32)
+        rough = wide.view(np.float32)
+        values, rows = best[row], found[row]
+        for start in range(0, bits.shape[1], _STRIP):
+            strip, shifts = bits[row, start : start + _STRIP], shift[start : start + _STRIP]
+            limit = np.float32(values[k - 1] - along[row] - error[row])
+            widen(strip, wide)
+            for c in range(strip.size):
+                judged[c] = rough[c] + shifts[c]
+            hit = False
+            for c in range(strip.size):
+                hit |= judged[c] >= limit
+            if not hit:
+                continue
+            for c in range(strip.size):
+                if judged[c] < limit:
+                    continue
+                value = np.float32(dot(queries[row], bank[start + c]))
+                if value > values[k - 1]:
+                    place = k - 1
+                    while place > 0 and value > values[place - 1]:
+                        values[place], rows[place] = values[place - 1], rows[place - 1]
+                        place -= 1
+                    values[place], rows[place] = value, first + start + c
+                    limit = np.float32(values[k - 1] - along[row] - error[row])
 
 
 def neighbour_weights(similarities: np.ndarray, weighting: str = "similarity", *, scale: float = 1.0) -> np.ndarray:

@@ -340,9 +340,10 @@ def _search(spots: _Spots, scales: _Scales, k: int) -> tuple[NDArray[np.int64], 
         _GRID * scales.feature_weight / _FUSED_GRID,
     )
     shift = -feature * (rough.along - spots.centre)
-    base = feature * (1 - rough.along) - (
-        scales.space_low * scales.space_weight + scales.feature_low * scales.feature_weight
-    ) / _FUSED_GRID
+    base = (
+        feature * (1 - rough.along)
+        - (scales.space_low * scales.space_weight + scales.feature_low * scales.feature_weight) / _FUSED_GRID
+    )
     farthest = space * np.linalg.norm(np.ptp(spots.xy, axis=0))
     error = feature * rough.error(rough) + (scales.space_weight + scales.feature_weight + 2) / _FUSED_GRID
     error += _SINGLE * (farthest + np.abs(shift).max() + feature * rough.length * rough.length.max())
@@ -474,5 +475,7 @@ def _nearest(
                 cosine = dot(features[i], features[j]) * inverse[i] * inverse[j]
                 apart = np.rint(np.sqrt(dx * dx + dy * dy) * scales.space) - scales.space_low
                 unlike = np.rint((1.0 - cosine) * _GRID) - scales.feature_low
-                _insert(max(0.0, np.rint(scales.space_weight * apart + scales.feature_weight * unlike)), j, steps, spots)
+                _insert(
+                    max(0.0, np.rint(scales.space_weight * apart + scales.feature_weight * unlike)), j, steps, spots
+                )
                 limit = min(limit, np.float32(steps[k - 1] / _FUSED_GRID - base[row] + error[row]))

@@ -1,26 +1,32 @@
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.special import softmax
 
+from hibiost import _products
 from hibiost.errors import DataError
 from hibiost.model import retrieval
 
 SIMILARITIES = np.array([[0.9, 0.5, -0.2], [-0.1, -0.1, -0.3]], dtype=np.float32)
 
 
-@given(st.integers(1, 20), st.integers(1, 30), st.integers(0, 100))
-def test_most_similar_equals_full_sort(n_queries, n_bank, seed):
+@pytest.mark.parametrize("rough", ["bfloat16", "float32"])
+@given(st.integers(1, 20), st.integers(1, 30), st.integers(0, 100), st.floats(0, 20))
+@settings(deadline=None)
+def test_most_similar_equals_full_sort(rough, n_queries, n_bank, seed, offset):
     rng = np.random.default_rng(seed)
-    queries = rng.normal(size=(n_queries, 4)).astype(np.float32)
-    bank = rng.normal(size=(n_bank, 4)).astype(np.float32)
+    queries = rng.normal(offset, size=(n_queries, 4)).astype(np.float32)
+    bank = rng.normal(offset, size=(n_bank, 4)).astype(np.float32)
     k = min(5, n_bank)
-    rows, scores = retrieval.most_similar(queries, bank, k)
-    full = queries.astype(float) @ bank.T.astype(float)
-    np.testing.assert_allclose(scores, -np.sort(-full, axis=1)[:, :k], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(full, rows, axis=1), scores, rtol=1e-4, atol=1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_products, "_rough_dtype", lambda device: getattr(torch, rough))
+        rows, scores = retrieval.most_similar(queries, bank, k)
+    full = (queries.astype(float) @ bank.T.astype(float)).astype(np.float32)
+    np.testing.assert_allclose(scores, -np.sort(-full, axis=1)[:, :k], rtol=2e-7)
+    np.testing.assert_allclose(np.take_along_axis(full, rows, axis=1), scores, rtol=2e-7)
     assert all(len(set(row)) == k for row in rows.tolist())
 
 
