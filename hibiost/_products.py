@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-_BFLOAT16, _FLOAT32 = 2.0**-9, 2.0**-24
+_BFLOAT16, _FLOAT32 = 2.0**-8, 2.0**-24
 """Largest relative error of rounding to each."""
 
 
@@ -103,7 +103,7 @@ class RoughRows:
         """How far a product ``along + rough + bank.along - |centre|^2`` may be from the exact one, for each row.
 
         With ``a = a' + da`` and ``b = b' + db``, rounded and lost, ``|ab - a'b'| <= |da||b| + |a'||db|``; the sum of
-        ``dim`` terms in float32 adds ``dim * 2**-24 * |a'||b'|``, and rounding it to bfloat16 ``2**-9 * |a'||b'|``.
+        ``dim`` terms in float32 adds ``dim * 2**-24 * |a'||b'|``, and rounding it to bfloat16 ``2**-8 * |a'||b'|``.
         """
         import torch
 

@@ -19,7 +19,7 @@ def tables(draw):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @given(table=tables())
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=100)
 def test_rough_products_lie_within_their_error(dtype, table):
     queries, bank, scale, order = table
     with pytest.MonkeyPatch.context() as patch:
