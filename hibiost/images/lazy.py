@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ImageError
-from .source import WHITE, PixelSource, TiledSource, reading, to_rgb
+from .source import WHITE, PixelSource, reading, to_rgb
+from .tiled import TiledSource
 
 _CHANNELS = (1, 3, 4)
 
@@ -52,7 +53,7 @@ class LazySource(TiledSource):
     def _decode(self, rows: slice, columns: slice) -> np.ndarray:
         with reading(self._name):
             if self._channels_first:
-                pixels = np.moveaxis(np.asarray(self._array[:, rows, columns]), 0, -1)
+                pixels = np.ascontiguousarray(np.moveaxis(np.asarray(self._array[:, rows, columns]), 0, -1))
             else:
                 pixels = np.asarray(self._array[rows, columns])
         if pixels.dtype.kind == "f":

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
+from joblib import cpu_count
 from PIL import Image
 
 from ..errors import DataError
 from .source import PixelSource
+
+AHEAD = 2
+"""Batches that are prepared while one is used."""
+PART = 16
+"""Patches that a thread fills at a time."""
+MAX_THREADS = 8
 
 
 def count_padded(shape: tuple[int, int], centres: np.ndarray, *, window: float) -> int:
@@ -44,8 +54,9 @@ def iter_patches(
 
     A window of a whole number of pixels starts at the pixel nearest to centre - window / 2 (halves up); any other is
     cut at fractions of a pixel. Where window and size differ, the patch is resized by Pillow's bicubic filter, which
-    widens with the reduction and so suppresses aliasing. What lies outside the image is white. Memory: what the source
-    keeps, and one batch.
+    widens with the reduction and so suppresses aliasing. What lies outside the image is white. Threads, up to 8, cut the
+    patches and are two batches ahead. Memory: what the source keeps, and three batches. A tiled image is read fastest
+    in its ``reading_order``.
 
     Parameters
     ----------
@@ -83,7 +94,7 @@ def iter_patches(
     if size < 1 or batch_size < 1:
         raise DataError(f"size is {size} and batch_size is {batch_size}; expected whole numbers of 1 or more.")
     corners = top_left(centres, window)
-    return _batches(source, corners, window, size, batch_size)
+    return in_batches(partial(_cut, source, corners, window), len(corners), size, batch_size)
 
 
 def top_left(centres: np.ndarray, window: float) -> np.ndarray:
@@ -97,24 +108,59 @@ def top_left(centres: np.ndarray, window: float) -> np.ndarray:
     return np.floor(corners + 0.5) if float(window).is_integer() else corners
 
 
-def _batches(
-    source: PixelSource, corners: np.ndarray, window: float, size: int, batch_size: int
+def in_batches(
+    fill: Callable[[np.ndarray, slice], None], n: int, size: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    for start in range(0, len(corners), batch_size):
-        some = corners[start : start + batch_size]
-        batch = np.empty((len(some), size, size, 3), np.uint8)
-        for patch, corner in zip(batch, some, strict=True):
-            patch[:] = cut_patch(source, corner, window, size)
-        yield batch
+    """Batches of patches that threads fill part by part, up to ``AHEAD`` of them before they are asked for.
+
+    Parameters
+    ----------
+    fill
+        Writes the patches of some places into an array; called by several threads at once.
+    n
+        Number of patches.
+    size
+        Side of the patches in pixels.
+    batch_size
+        Patches in a batch.
+    """
+    pool = ThreadPoolExecutor(min(MAX_THREADS, cpu_count()), "hibiost-patches")
+    pending: deque[tuple[np.ndarray, list[Future[None]]]] = deque()
+    try:
+        for start in range(0, n, batch_size):
+            stop = min(start + batch_size, n)
+            batch = np.empty((stop - start, size, size, 3), np.uint8)
+            parts = [slice(i, min(i + PART, stop)) for i in range(start, stop, PART)]
+            tasks = [pool.submit(fill, batch[part.start - start : part.stop - start], part) for part in parts]
+            pending.append((batch, tasks))
+            if len(pending) > AHEAD:
+                yield _finished(*pending.popleft())
+        while pending:
+            yield _finished(*pending.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def cut_patch(source: PixelSource, corner: np.ndarray, window: float, size: int) -> np.ndarray:
-    """One patch, by the top left corner of its window; whole where the window is a whole number of pixels."""
+def _finished(batch: np.ndarray, tasks: list[Future[None]]) -> np.ndarray:
+    for task in tasks:
+        task.result()
+    return batch
+
+
+def _cut(source: PixelSource, corners: np.ndarray, window: float, patches: np.ndarray, places: slice) -> None:
+    for patch, corner in zip(patches, corners[places], strict=True):
+        cut_patch(source, corner, window, patch)
+
+
+def cut_patch(source: PixelSource, corner: np.ndarray, window: float, patch: np.ndarray) -> None:
+    """Write one patch, by the top left corner of its window; whole where the window is a whole number of pixels."""
     x, y = (int(v) for v in np.floor(corner))
+    if window == len(patch):
+        source.read_into(patch, x, y)
+        return
     right, bottom = (int(v) for v in np.ceil(corner + window))
-    pixels = source.read(x, y, right - x, bottom - y)
-    if window == size:
-        return pixels
+    width, height = right - x, bottom - y
     left, top = corner - (x, y)
-    box = (left, top, min(left + window, right - x), min(top + window, bottom - y))
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    box = (left, top, min(left + window, width), min(top + window, height))
+    pixels = Image.frombuffer("RGB", (width, height), source.read(x, y, width, height), "raw", "RGB", 0, 1)
+    patch[:] = np.asarray(pixels.resize((len(patch), len(patch)), Image.Resampling.BICUBIC, box=box))

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError, HibiostError, ImageError
-from .patches import cut_patch, top_left
+from .patches import cut_patch, in_batches, top_left
 from .source import open_image
 
 SAME_WINDOW = 0.01
@@ -181,7 +182,7 @@ class PatchFile:
         scale = self.size / self.window
         side = self.size if whole else round(window * scale, 6)
         corners = np.zeros((len(rows), 2)) if whole else self._corners(rows, centres, window, side)
-        return self._batches(rows, corners, side, size, batch_size)
+        return in_batches(partial(self._fill, rows, corners, side), len(rows), size, batch_size)
 
     def _corners(self, rows: np.ndarray, centres: np.ndarray, window: float, side: float) -> np.ndarray:
         """Top left corners of narrower windows in the stored patches; in their middle where ``coords`` mean other."""
@@ -191,18 +192,13 @@ class PatchFile:
         corners = np.where(np.abs(found - middle).max(initial=0) > 2, middle, np.clip(found, 0, margin))
         return np.floor(corners + 0.5) if float(side).is_integer() else corners
 
-    def _batches(
-        self, rows: np.ndarray, corners: np.ndarray, side: float, size: int, batch_size: int
-    ) -> Iterator[np.ndarray]:
-        for start in range(0, len(rows), batch_size):
-            stored = self.read(rows[start : start + batch_size])
-            if side == size == self.size:
-                yield stored
-                continue
-            batch = np.empty((len(stored), size, size, 3), np.uint8)
-            for patch, pixels, corner in zip(batch, stored, corners[start : start + batch_size], strict=True):
-                patch[:] = cut_patch(open_image(pixels), corner, side, size)
-            yield batch
+    def _fill(self, rows: np.ndarray, corners: np.ndarray, side: float, patches: np.ndarray, places: slice) -> None:
+        stored = self.read(rows[places])
+        if side == patches.shape[1] == self.size:
+            patches[:] = stored
+            return
+        for patch, pixels, corner in zip(patches, stored, corners[places], strict=True):
+            cut_patch(open_image(pixels), corner, side, patch)
 
     def close(self) -> None:
         """Close the file."""

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
+from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,12 +18,12 @@ from ..errors import ImageError
 if TYPE_CHECKING:
     from .lazy import LazyArray
 
+T = TypeVar("T")
 WHITE = 255
-TILE_CACHE = 2**28
-"""Bytes of decoded tiles kept per open image."""
 BAND = 2**24
 """Pixels converted at a time."""
 _PILLOW: dict[bytes, type[JpegImageFile | PngImageFile]] = {b"\xff\xd8\xff": JpegImageFile, b"\x89PN": PngImageFile}
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _TIFF = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
 _OPENSLIDE = (".czi", ".dcm", ".mrxs", ".vms", ".vmu")
 """Slides that are no TIFF files; that of MIRAX (``.mrxs``) is a small JPEG beside its folder."""
@@ -42,7 +42,7 @@ SIXTEEN_BITS = (
 
 
 class PixelSource(ABC):
-    """An image from which windows of pixels are read; a context manager.
+    """An image from which windows of pixels are read, by several threads if need be; a context manager.
 
     Attributes
     ----------
@@ -74,13 +74,35 @@ class PixelSource(ABC):
         ImageError
             The pixels cannot be decoded, as in a truncated file.
         """
-        window = np.full((height, width, 3), WHITE, np.uint8)
+        window = np.empty((height, width, 3), np.uint8)
+        self.read_into(window, x, y)
+        return window
+
+    def read_into(self, window: np.ndarray, x: int, y: int) -> None:
+        """Fill an array, height x width x 3, with the pixels from column ``x`` and row ``y`` on; see :meth:`read`."""
+        height, width = window.shape[:2]
         left, top = max(x, 0), max(y, 0)
         right, bottom = min(x + width, self.width), min(y + height, self.height)
+        if right - left < width or bottom - top < height:
+            window[:] = WHITE
         if left < right and top < bottom:
-            pixels = self._pixels(slice(top, bottom), slice(left, right))
-            window[top - y : bottom - y, left - x : right - x] = pixels
-        return window
+            self._fill(window[top - y : bottom - y, left - x : right - x], left, top)
+
+    def reading_order(self, corners: np.ndarray, window: float) -> np.ndarray:
+        """The order in which windows are read fastest: that of their tiles, where the image has some.
+
+        Parameters
+        ----------
+        corners
+            Top left corners (x, y) of the windows in pixels, n x 2.
+        window
+            Side of the windows in pixels.
+
+        Returns
+        -------
+        Positions among the corners, int64, n; of an image that is decoded whole, as they are.
+        """
+        return np.arange(len(corners))
 
     def reduced(self, width: int, height: int) -> AbstractContextManager[PixelSource]:
         """The smallest version of the image that the file gives cheaply, of at least some size; else the image itself.
@@ -97,8 +119,8 @@ class PixelSource(ABC):
         return nullcontext(self)
 
     @abstractmethod
-    def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
-        """RGB pixels of a window that lies inside the image."""
+    def _fill(self, window: np.ndarray, x: int, y: int) -> None:
+        """Write the RGB pixels of a window that lies inside the image."""
 
     @abstractmethod
     def close(self) -> None:
@@ -113,48 +135,30 @@ class PixelSource(ABC):
         self.close()
 
 
-class TiledSource(PixelSource):
-    """An image that is decoded by tiles, of which ``TILE_CACHE`` bytes (or one, if that is larger) are kept."""
+class Once(Generic[T]):
+    """A value that is computed when it is first asked for, by one thread while others wait."""
 
-    def _set_tiles(self, shape: tuple[int, int]) -> None:
-        """Height and width of the tiles; to be called when the image is opened."""
-        self._tile_shape = shape
-        self.tile_rows = shape[0]
-        self._tile = lru_cache(max(1, TILE_CACHE // (3 * shape[0] * shape[1])))(self._decode_tile)
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute, self._lock = compute, Lock()
+        self._found: list[T] = []
 
-    @abstractmethod
-    def _decode(self, rows: slice, columns: slice) -> np.ndarray:
-        """RGB pixels of a tile; one at the far edges may reach beyond the image and comes back smaller."""
-
-    def _decode_tile(self, i: int, j: int) -> np.ndarray:
-        height, width = self._tile_shape
-        return self._decode(slice(i * height, (i + 1) * height), slice(j * width, (j + 1) * width))
-
-    def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
-        height, width = self._tile_shape
-        window = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
-        for i in range(rows.start // height, (rows.stop - 1) // height + 1):
-            top, bottom = max(rows.start, i * height), min(rows.stop, (i + 1) * height)
-            for j in range(columns.start // width, (columns.stop - 1) // width + 1):
-                left, right = max(columns.start, j * width), min(columns.stop, (j + 1) * width)
-                window[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = (
-                    self._tile(i, j)[top - i * height : bottom - i * height, left - j * width : right - j * width]
-                )
-        return window
-
-    def close(self) -> None:
-        """Give back the tiles."""
-        self._tile.cache_clear()
+    def get(self) -> T:
+        """The value; what its computation raises is raised, and it is tried again the next time."""
+        with self._lock:
+            if not self._found:
+                self._found.append(self._compute())
+            return self._found[0]
 
 
 def open_image(source: str | os.PathLike[str] | np.ndarray | LazyArray) -> PixelSource:
     """Open an image for reading windows of pixels; only its header is read.
 
-    A JPEG or PNG is decoded once, at the first window that is read, and kept until it is closed: 3 bytes a pixel, and
-    about 7 while decoding. A TIFF (OME-TIFF, BigTIFF, SVS, a pyramid or not) is read by tiles or strips, of which up to
-    256 MiB are kept decoded (a strip that is larger, whole), or memory-mapped where it is not compressed. NDPI, MRXS,
-    SCN, BIF and other slides are read by OpenSlide, which ``pip install 'hibiost[wsi]'`` installs. Of a pyramid, the
-    largest level is read; of several series, the first.
+    A JPEG or PNG is decoded once, at the first window that is read, and kept until it is closed: 3 bytes a pixel (1 of
+    a grey JPEG); while it is decoded, the file of a JPEG beside, of a PNG or CMYK about 7 bytes a pixel. A TIFF
+    (OME-TIFF, BigTIFF, SVS, a pyramid or not) is read by tiles or strips, of which up to 256 MiB are kept decoded (or
+    four, where that is more), or memory-mapped where it is not compressed. NDPI, MRXS, SCN, BIF and other slides are
+    read by OpenSlide, which ``pip install 'hibiost[wsi]'`` installs. Of a pyramid, the largest level is read; of
+    several series, the first.
 
     Transparency is laid over white, grey is repeated, palettes and 1-bit images are spread, CMYK becomes RGB without
     colour profile. 16-bit images and stacks of fluorescence channels are refused: which range is black to white, or
@@ -283,8 +287,8 @@ class _ArraySource(PixelSource):
         self._array = to_rgb(pixels)
         self.height, self.width = pixels.shape[:2]
 
-    def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
-        return self._array[rows, columns]
+    def _fill(self, window: np.ndarray, x: int, y: int) -> None:
+        window[:] = self._array[y : y + window.shape[0], x : x + window.shape[1]]
 
     def close(self) -> None:
         pass
@@ -295,7 +299,7 @@ class _PillowSource(PixelSource):
 
     def __init__(self, path: str, plugin: type[JpegImageFile | PngImageFile]) -> None:
         self._path, self._plugin = path, plugin
-        self._array: np.ndarray | None = None
+        self._array = Once(self._decode)
         with reading(path), plugin(path) as image:
             if image.mode.startswith("I"):
                 raise ImageError(f"{path} {SIXTEEN_BITS}")
@@ -310,14 +314,36 @@ class _PillowSource(PixelSource):
                 return nullcontext(self)
             return _ArraySource(_decode(image))
 
-    def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
-        if self._array is None:
-            with reading(self._path), self._plugin(self._path) as image:
-                self._array = _decode(image)
-        return self._array[rows, columns]
+    def _fill(self, window: np.ndarray, x: int, y: int) -> None:
+        window[:] = self._array.get()[y : y + window.shape[0], x : x + window.shape[1]]
+
+    def _decode(self) -> np.ndarray:
+        with reading(self._path), self._plugin(self._path) as image:
+            if image.format == "JPEG" and image.mode in ("L", "RGB"):
+                pixels = _decoded_jpeg(self._path)
+                if pixels is not None:
+                    return pixels
+            return _decode(image)
 
     def close(self) -> None:
-        self._array = None
+        self._array = Once(self._decode)
+
+
+def _decoded_jpeg(path: str) -> np.ndarray | None:
+    """RGB of all pixels by libjpeg-turbo; ``None`` of a file that is damaged or looks cut off, which Pillow judges.
+
+    Where data end early, libjpeg makes up the rest.
+    """
+    import imagecodecs
+
+    with open(path, "rb") as file:
+        data = file.read()
+    if data.rfind(_END_OF_IMAGE) < data.rfind(_START_OF_SCAN):
+        return None
+    try:
+        return to_rgb(imagecodecs.jpeg8_decode(data))
+    except imagecodecs.Jpeg8Error:
+        return None
 
 
 def _decode(image: Image.Image) -> np.ndarray:

@@ -10,9 +10,13 @@ import numpy as np
 
 from ..errors import ImageError
 from .source import PixelSource, reading, to_rgb
+from .tiled import tile_order
 
 CACHE = 2**28
 """Bytes of decoded tiles that OpenSlide keeps per open slide."""
+_SIDES = ("height", "width")
+_TILE = 256
+"""Side of the tiles where a slide does not tell."""
 
 
 def installed() -> bool:
@@ -60,12 +64,17 @@ class OpenSlideSource(PixelSource):
         level = max(i for i, size in enumerate(sizes) if i == 0 or (size[0] >= width and size[1] >= height))
         return nullcontext(self) if level == 0 else OpenSlideSource(self._path, level)
 
-    def _pixels(self, rows: slice, columns: slice) -> np.ndarray:
+    def reading_order(self, corners: np.ndarray, window: float) -> np.ndarray:
+        """The order by OpenSlide's tiles; see :func:`~hibiost.images.tiled.tile_order`."""
+        told = (self._slide.properties.get(f"openslide.level[{self._level}].tile-{side}") for side in _SIDES)
+        height, width = (int(side or _TILE) for side in told)
+        return tile_order(corners, window, (height, width), CACHE // (4 * height * width))
+
+    def _fill(self, window: np.ndarray, x: int, y: int) -> None:
         step = self._slide.level_downsamples[self._level]
-        corner = round(columns.start * step), round(rows.start * step)
-        size = columns.stop - columns.start, rows.stop - rows.start
+        corner = round(x * step), round(y * step)
         with reading(self._path):
-            return to_rgb(np.asarray(self._slide.read_region(corner, self._level, size)))
+            window[:] = to_rgb(np.asarray(self._slide.read_region(corner, self._level, window.shape[1::-1])))
 
     def close(self) -> None:
         """Close the slide."""

@@ -130,7 +130,7 @@ def test_thumbnail_reads_the_smallest_level_that_suffices(tmp_path, monkeypatch,
 
 
 def test_thumbnail_of_a_large_image_takes_little_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("hibiost.images.source.TILE_CACHE", 2**20)
+    monkeypatch.setattr("hibiost.images.tiled.TILE_CACHE", 2**20)
     monkeypatch.setattr("hibiost.images.header.BAND", 2**18)
     tifffile.imwrite(
         tmp_path / "a.tif",

@@ -221,11 +221,11 @@ def test_absent_tiles_are_white(tmp_path):
 
 
 def test_tile_cache_is_bounded(tmp_path, pixels, monkeypatch):
-    monkeypatch.setattr("hibiost.images.source.TILE_CACHE", 4 * 64 * 64 * 3)
+    monkeypatch.setattr("hibiost.images.tiled.TILE_CACHE", 4 * 64 * 64 * 3)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(64, 64), compression="zlib")
     with open_image(tmp_path / "a.tif") as image:
         np.testing.assert_array_equal(image.read(0, 0, WIDTH, HEIGHT), pixels)
-        assert image._tile.cache_info().maxsize == image._tile.cache_info().currsize == 4
+        assert image._tiles.cache_info().maxsize == image._tiles.cache_info().currsize == 4
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
