@@ -108,9 +108,7 @@ def top_left(centres: np.ndarray, window: float) -> np.ndarray:
     return np.floor(corners + 0.5) if float(window).is_integer() else corners
 
 
-def in_batches(
-    fill: Callable[[np.ndarray, slice], None], n: int, size: int, batch_size: int
-) -> Iterator[np.ndarray]:
+def in_batches(fill: Callable[[np.ndarray, slice], None], n: int, size: int, batch_size: int) -> Iterator[np.ndarray]:
     """Batches of patches that threads fill part by part, up to ``AHEAD`` of them before they are asked for.
 
     Parameters

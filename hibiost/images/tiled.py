@@ -72,7 +72,7 @@ def tile_order(corners: np.ndarray, window: float, tile: tuple[int, int], n_kept
     Parameters
     ----------
     corners
-        Top left corners (x, y) of the windows, n x 2.
+        Top left corners (x, y) of the windows, n x 2; what lies above and left of the image counts as its edge.
     window
         Side of the windows.
     tile
@@ -86,5 +86,5 @@ def tile_order(corners: np.ndarray, window: float, tile: tuple[int, int], n_kept
     """
     rows, columns = (math.ceil(window / side) for side in tile)
     block = max(1, n_kept // (rows + 2) - columns)
-    x, y = corners.T
+    x, y = np.maximum(corners, 0).T
     return np.lexsort((x, y // tile[0], x // tile[1] // block))

@@ -14,16 +14,19 @@ from ._counts import (
 )
 from ._measured import slide_counts, spots_by_word
 from ._overview import overview
+from ._reading import PatchReader, distinct_patches, numbered_patches
 from ._sdata import is_spatialdata, takes_spatialdata
-from ._slides import Slide, coordinates, half_pitch, libraries, numbered_patches, patients, slides, spread
+from ._slides import Slide, coordinates, half_pitch, libraries, patients, slides, spread
 
 __all__ = [
+    "PatchReader",
     "Slide",
     "check_counts",
     "check_genes",
     "check_spots",
     "coordinates",
     "counts",
+    "distinct_patches",
     "half_pitch",
     "is_spatialdata",
     "libraries",

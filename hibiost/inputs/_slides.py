@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +11,10 @@ import pandas as pd
 
 from .. import keys
 from ..errors import DataError, ImageError, MissingSlotError, nearest
-from ..images import PatchFile, PixelSource, count_padded, iter_patches, open_image
+from ..images import PatchFile, PixelSource, open_image
 from ..settings import logger
 from ._counts import check_spots, slide_metadata
-from ._stored import stored_rows
+from ._reading import PatchReader
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -185,34 +184,8 @@ class Slide:
             ``mpp`` is asked for and the slide's own is unknown, an argument is not positive, or there is a patch file
             only and it does not hold these patches.
         """
-        delivered = size if output is None else output
-        if min(size, delivered, batch_size) < 1:
-            raise DataError(
-                f"size is {size}, output {delivered} and batch_size {batch_size}; expected whole numbers of 1 or more."
-            )
-        full_resolution = self.window(size, mpp)
-        stored = stored_rows(self, window=full_resolution, size=delivered)
-        if stored is not None:
-            return self._stored(stored, window=full_resolution, size=delivered, batch_size=batch_size)
-        window = round(full_resolution * self.scale, 6)
-        with self.open() as source:
-            padded = count_padded((source.height, source.width), self.xy * self.scale, window=window)
-        logger.log(
-            logging.INFO if padded else logging.DEBUG,
-            "slide %r: %d of %d patches reach over the edge of the image and are padded with white.",
-            self.library_id,
-            padded,
-            len(self.xy),
-        )
-        return self._batches(window=window, size=delivered, batch_size=batch_size)
-
-    def _batches(self, **options: Any) -> Iterator[np.ndarray]:
-        with self.open() as source:
-            yield from iter_patches(source, self.xy * self.scale, **options)
-
-    def _stored(self, rows: np.ndarray, **options: Any) -> Iterator[np.ndarray]:
-        with PatchFile(str(self.patches)) as file:
-            yield from file.iter_patches(rows, self.xy, **options)
+        reader = PatchReader.of(self, size=size, mpp=mpp, output=output, batch_size=batch_size)
+        return reader.batches(np.arange(len(self.rows)))
 
     def window(self, size: int, mpp: float | None = None) -> float:
         """Side in full-resolution pixels of a patch of ``size`` pixels of ``mpp`` micrometres.
@@ -282,25 +255,6 @@ def slides(adata: AnnData, library_key: str = keys.LIBRARY) -> list[Slide]:
             raise ImageError(f"slide {library_id!r}: {error} It is named in {where}; mend it there.") from error
         found.append(slide)
     return found
-
-
-def numbered_patches(
-    slides: Sequence[Slide], *, size: int, mpp: float | None = None, output: int | None = None, batch_size: int = 64
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row positions and patches of each batch, slide by slide; see :meth:`Slide.iter_patches`.
-
-    Arguments are checked at the call, for all slides; a batch never spans two slides.
-    """
-    options: dict[str, Any] = {"size": size, "mpp": mpp, "output": output, "batch_size": batch_size}
-    return _numbered([(slide.rows, slide.iter_patches(**options)) for slide in slides])
-
-
-def _numbered(streams: list[tuple[np.ndarray, Iterator[np.ndarray]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for rows, patches in streams:
-        start = 0
-        for batch in patches:
-            yield rows[start : start + len(batch)], batch
-            start += len(batch)
 
 
 def _image(entry: dict[str, Any], library_id: str) -> tuple[str | np.ndarray | LazyArray | None, float, str]:

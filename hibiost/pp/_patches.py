@@ -23,7 +23,8 @@ def iter_patches(
     Patches are cut from the image on disk, ``uns["spatial"][library_id]["metadata"]["source_image_path"]``, or else
     from ``["images"]["hires"]``; or read from a patch file, ``["metadata"]["patches_path"]``, where it holds them. What
     lies outside the image is white; the log tells how many patches that touches.
-    Memory: one decoded image (3 bytes a pixel) or, of a compressed TIFF, up to 256 MiB of tiles, and one batch.
+    Spots of a tiled image come in the order of its tiles, of which each is decoded once.
+    Memory: one decoded image (3 bytes a pixel) or, of a compressed TIFF, up to 256 MiB of tiles, and three batches.
 
     Parameters
     ----------

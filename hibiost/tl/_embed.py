@@ -159,18 +159,21 @@ def of_patches(
     batch_size: int,
     desc: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of each batch, and what a function makes of their patches, cut as the model wants them."""
+    """Rows of each batch, and what a function makes of their patches, cut as the model wants them.
+
+    Rows of a slide come in the order of its tiles; what several spots show goes through the function once.
+    """
     from tqdm.auto import tqdm
 
     config = model.config
     _warn_of_other_scales(slides, model)
-    batches = inputs.numbered_patches(
+    batches = inputs.distinct_patches(
         slides, size=config.patch_size, mpp=config.mpp, output=config.image_size, batch_size=batch_size
     )
     total = sum(len(slide.rows) for slide in slides)
     with tqdm(total=total, desc=desc, unit="spot", disable=not settings.progress) as bar:
-        for rows, patches in batches:
-            yield rows, function(patches)
+        for rows, numbers, patches in batches:
+            yield rows, function(patches)[numbers]
             bar.update(len(rows))
 
 

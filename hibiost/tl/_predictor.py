@@ -332,7 +332,8 @@ def _ridge(
     batches = of_patches(
         known.slides, model, lambda patches: image_features(model, patches), batch_size=batch_size, desc="features"
     )
-    features = np.concatenate([values for _, values in batches])
+    rows, values = zip(*batches, strict=True)
+    features = np.concatenate(values)[pd.Index(np.concatenate(rows)).get_indexer(known.rows)]
     ridge = fit_ridge(features, expression)
 
     def without_held_out(training: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

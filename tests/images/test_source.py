@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -10,7 +12,7 @@ from PIL import Image, ImageFile
 
 from hibiost.errors import ImageError
 from hibiost.images import open_image
-from hibiost.images.source import JpegImageFile, PngImageFile
+from hibiost.images.source import PngImageFile
 
 HEIGHT, WIDTH = 301, 420
 
@@ -109,17 +111,23 @@ def test_decoded_in_bands(tmp_path, pixels, monkeypatch):
     check(tmp_path / "a.png", pixels)
 
 
-@pytest.mark.parametrize(("name", "plugin"), [("a.jpg", JpegImageFile), ("a.png", PngImageFile)])
-def test_decoded_once_at_the_first_read(tmp_path, pixels, monkeypatch, name, plugin):
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    [("a.jpg", (imagecodecs, "jpeg8_decode")), ("a.png", (PngImageFile, "load_prepare"))],
+)
+def test_decoded_once_at_the_first_read(tmp_path, pixels, monkeypatch, name, decoder):
     Image.fromarray(pixels).save(tmp_path / name)
     decoded = []
-    original = plugin.load_prepare
-    monkeypatch.setattr(plugin, "load_prepare", lambda self: (decoded.append(1), original(self))[1])
+    original = getattr(*decoder)
+    monkeypatch.setattr(*decoder, lambda given: (decoded.append(1), original(given))[1])
     with open_image(tmp_path / name) as image:
         assert not decoded
-        for _ in range(3):
-            image.read(5, 5, 10, 10)
-    assert len(decoded) == 1
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda x: image.read(x, 5, 10, 10), range(8)))
+        assert len(decoded) == 1
+        image.close()
+        image.read(5, 5, 10, 10)
+        assert len(decoded) == 2
 
 
 def test_no_guard_against_large_images_and_no_global_changed(tmp_path, pixels, monkeypatch):
@@ -174,7 +182,6 @@ def test_pyramid_is_read_at_its_largest_level(tmp_path, pixels, options):
 
 
 def test_tiff_of_jpeg_tiles(tmp_path):
-    pytest.importorskip("imagecodecs")
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     smooth = np.stack([x % 200, y % 200, (x + y) // 4 % 250], axis=2).astype(np.uint8)
     tifffile.imwrite(
