@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class PatchReader:
             )
         return reader
 
-    def batches(self, spots: np.ndarray) -> Iterator[np.ndarray]:
+    def batches(self, spots: np.ndarray) -> Generator[np.ndarray, None, None]:
         """Patches of some of the slide's spots, in their order."""
         xy, options = self.slide.xy[spots], {"size": self.size, "batch_size": self.batch_size}
         if self.stored is not None:

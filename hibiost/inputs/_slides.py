@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ import pandas as pd
 from .. import keys
 from ..errors import DataError, ImageError, MissingSlotError, nearest
 from ..images import PatchFile, PixelSource, open_image
-from ..settings import logger
 from ._counts import check_spots, slide_metadata
 from ._reading import PatchReader
 
