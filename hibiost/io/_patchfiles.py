@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 from .._files import make_folder
 from ..errors import DataError
 from ..images import write_patches
-from ..inputs import Slide
+from ..inputs import PatchReader, Slide
 from ..settings import logger, settings
 
 
@@ -33,17 +34,18 @@ def save_patches(
     Path of the file of each slide.
     """
     folder = Path(os.path.abspath(folder))
-    _check_arguments(slides, folder, size=size, mpp=mpp, batch_size=batch_size)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; expected a folder, which gets a patch file <slide>.h5 for each slide.")
+    slides = [_as_read(slide, size=size, mpp=mpp, batch_size=batch_size) for slide in slides]
     make_folder(folder)
     paths = {slide.library_id: str(folder / f"{slide.library_id}.h5") for slide in slides}
     total = sum(len(slide.rows) for slide in slides)
     with tqdm(total=total, desc="extract patches", unit="spot", disable=not settings.progress) as bar:
         for slide in slides:
-            source = slide if slide.image is None else replace(slide, patches=None)
 
-            def batches(start: int, source: Slide = source) -> Iterator[np.ndarray]:
+            def batches(start: int, slide: Slide = slide) -> Iterator[np.ndarray]:
                 bar.update(start)
-                rest = replace(source, rows=source.rows[start:], xy=source.xy[start:])
+                rest = replace(slide, rows=slide.rows[start:], xy=slide.xy[start:])
                 for batch in rest.iter_patches(size=size, mpp=mpp, batch_size=batch_size):
                     yield batch
                     bar.update(len(batch))
@@ -68,13 +70,15 @@ def save_patches(
     return paths
 
 
-def _check_arguments(slides: Sequence[Slide], folder: Path, *, size: int, mpp: float | None, batch_size: int) -> None:
-    """Refuse at once what would be refused at some slide."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file; expected a folder, which gets a patch file <slide>.h5 for each slide.")
-    for slide in slides:
-        check_file_name(slide.library_id)
-        slide.iter_patches(size=size, mpp=mpp, batch_size=batch_size)
+def _as_read(slide: Slide, **options: Any) -> Slide:
+    """The slide from its image where there is one, with its spots in the order in which they are read fastest.
+
+    What would be refused later is refused here.
+    """
+    check_file_name(slide.library_id)
+    slide = slide if slide.image is None else replace(slide, patches=None)
+    order = PatchReader.of(slide, **options).ordered(np.arange(len(slide.rows)))
+    return replace(slide, rows=slide.rows[order], xy=slide.xy[order])
 
 
 def check_file_name(library_id: str) -> None:

@@ -82,8 +82,9 @@ def extract_patches(
 
     Every verb reads them from there, many times faster than from a compressed image, and also where the image is gone.
     A file is complete or not there: it is written as ``<library_id>.h5.part`` and renamed. A call that was interrupted
-    continues where it stopped when it is made again, and leaves alone what is written already. Files take
-    3 x ``size`` x ``size`` bytes a spot (150 kB at 224). Memory: as :func:`hibiost.pp.iter_patches`.
+    continues where it stopped when it is made again, and leaves alone what is written already. Patches of a tiled image
+    lie in the order of its tiles. Files take 3 x ``size`` x ``size`` bytes a spot (150 kB at 224). Memory: as
+    :func:`hibiost.pp.iter_patches`.
 
     Parameters
     ----------

@@ -7,11 +7,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 
 import hibiost as hb
 from hibiost.errors import DataError, ImageError
 from hibiost.images import PatchFile
+from hibiost.images.tiled import TiledSource
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 200, 300, 3), np.uint8)
 
@@ -226,3 +228,25 @@ def test_her2st(tmp_path):
         np.testing.assert_array_equal(patches(there, **options), expected)
         there = without_images(there)
         np.testing.assert_array_equal(patches(there, **options), expected)
+
+
+def test_spots_of_a_tiled_image_in_any_order(tmp_path, monkeypatch):
+    """Tiles are decoded once; the file tells by barcode which patch is whose, also after an interruption."""
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(64, 64), compression="zlib")
+    centres = np.random.default_rng(1).permutation(np.mgrid[10:290:8, 10:190:8].reshape(2, -1).T.astype(float))
+    adata = ad.AnnData(np.ones((len(centres), 1), np.float32), obsm={"spatial": centres})
+    adata.uns["spatial"] = {"A": {"metadata": {"source_image_path": str(tmp_path / "a.tif")}}}
+    decoded = []
+    original = TiledSource._decode_tile
+    monkeypatch.setattr("hibiost.images.tiled.TILE_CACHE", 18 * 3 * 64 * 64)
+    monkeypatch.setattr(TiledSource, "_decode_tile", lambda self, *tile: decoded.append(tile) or original(self, *tile))
+    hb.pp.extract_patches(adata, tmp_path / "patches", size=20, batch_size=8)
+    assert len(decoded) == len(set(decoded)) == 20
+    with PatchFile(tmp_path / "patches" / "A.h5") as file:
+        found = file.read(file.rows(adata.obs_names))
+    for (x, y), patch in zip(centres.astype(int), found, strict=True):
+        np.testing.assert_array_equal(patch, pixels[y - 10 : y + 10, x - 10 : x + 10])
+    written = (tmp_path / "patches" / "A.h5").stat().st_mtime_ns
+    hb.pp.extract_patches(adata, tmp_path / "patches", size=20)
+    assert (tmp_path / "patches" / "A.h5").stat().st_mtime_ns == written

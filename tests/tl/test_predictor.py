@@ -1,6 +1,7 @@
 """``hb.tl.fit_predictor``, and ``hb.tl.predict`` by regression."""
 
 import anndata as ad
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -52,6 +53,22 @@ def test_a_ridge_equals_scikit_learn_on_the_features_of_the_tower(reference, sli
         assert list(table.columns) == list(reference.var_names)
         np.testing.assert_allclose(table.to_numpy(), expected.predict(features_of(slide, model)), atol=2e-3)
         assert predictor.target_sum == target_sum
+
+
+def test_a_ridge_on_tiled_images_is_the_same(reference, model):
+    """Patches are read in the order of the tiles, and those that coincide once."""
+    rows = np.random.default_rng(0).permutation(np.repeat(np.arange(0, reference.n_obs, 3), 2))
+    whole = reference[rows].copy()
+    whole.obs_names_make_unique()
+    tiled = whole.copy()
+    tiled.uns["spatial"] = {}
+    for name, entry in whole.uns["spatial"].items():
+        fullres = da.from_array(entry["images"]["hires"], chunks=(100, 100, 3))
+        tiled.uns["spatial"][name] = {**entry, "images": {"fullres": fullres}}
+    options = {"model": model, "genes": ["MGP", "ERBB2"], "calibrate": False}
+    expected, found = (hb.tl.fit_predictor(adata, **options) for adata in (whole, tiled))
+    np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.bias, expected.bias, rtol=1e-4)
 
 
 def test_it_predicts_what_the_sections_hold(reference, slide, model):
