@@ -166,7 +166,6 @@ def test_colours_that_tifffile_leaves_as_they_are(tmp_path):
 
 def test_jpeg_2000_of_aperio(tmp_path):
     """Compression 33003 holds YCbCr whatever its tag of colours says."""
-    pytest.importorskip("imagecodecs")
     image = Image.new("RGB", (WIDTH, HEIGHT), (200, 80, 140))
     tifffile.imwrite(
         tmp_path / "a.svs",
@@ -236,3 +235,12 @@ def test_truncated_slide(tmp_path, pixels):
     (tmp_path / "a.scn").write_bytes(content[: len(content) // 2])
     with pytest.raises(ImageError, match=r"a\.scn .*truncated"):
         open_image(tmp_path / "a.scn").read(0, 0, WIDTH, HEIGHT)
+
+
+def test_windows_are_read_in_the_order_of_tiles(tmp_path, pixels):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(TILE, TILE), compression="deflate")
+    corners = np.random.default_rng(1).uniform(0, (WIDTH - 20, HEIGHT - 20), (50, 2)).round()
+    with wsi.OpenSlideSource(str(tmp_path / "a.tif")) as source:
+        order = source.reading_order(corners, 20)
+    expected = sorted(range(50), key=lambda i: (corners[i, 1] // TILE, corners[i, 0]))
+    assert order.tolist() == expected

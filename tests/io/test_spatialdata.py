@@ -73,7 +73,8 @@ def sdata(**elements):
 
 
 def pixels_of(adata, size=16):
-    return np.concatenate([batch for _, batch in hb.pp.iter_patches(adata, size=size)])
+    rows, patches = zip(*hb.pp.iter_patches(adata, size=size), strict=True)
+    return np.concatenate(patches)[np.argsort(np.concatenate(rows))]
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -57,9 +57,8 @@ def test_a_ridge_equals_scikit_learn_on_the_features_of_the_tower(reference, sli
 
 def test_a_ridge_on_tiled_images_is_the_same(reference, model):
     """Patches are read in the order of the tiles, and those that coincide once."""
-    rows = np.random.default_rng(0).permutation(np.repeat(np.arange(0, reference.n_obs, 3), 2))
-    whole = reference[rows].copy()
-    whole.obs_names_make_unique()
+    whole = reference[np.random.default_rng(0).permutation(reference.n_obs)[:100]].copy()
+    whole.obsm["spatial"][1::2] = whole.obsm["spatial"][::2]
     tiled = whole.copy()
     tiled.uns["spatial"] = {}
     for name, entry in whole.uns["spatial"].items():
