@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
@@ -299,7 +300,7 @@ class _PillowSource(PixelSource):
 
     def __init__(self, path: str, plugin: type[JpegImageFile | PngImageFile]) -> None:
         self._path, self._plugin = path, plugin
-        self._array = Once(self._decode)
+        self._array = Once(partial(_decoded, path, plugin))
         with reading(path), plugin(path) as image:
             if image.mode.startswith("I"):
                 raise ImageError(f"{path} {SIXTEEN_BITS}")
@@ -317,16 +318,18 @@ class _PillowSource(PixelSource):
     def _fill(self, window: np.ndarray, x: int, y: int) -> None:
         window[:] = self._array.get()[y : y + window.shape[0], x : x + window.shape[1]]
 
-    def _decode(self) -> np.ndarray:
-        with reading(self._path), self._plugin(self._path) as image:
-            if image.format == "JPEG" and image.mode in ("L", "RGB"):
-                pixels = _decoded_jpeg(self._path)
-                if pixels is not None:
-                    return pixels
-            return _decode(image)
-
     def close(self) -> None:
-        self._array = Once(self._decode)
+        self._array = Once(partial(_decoded, self._path, self._plugin))
+
+
+def _decoded(path: str, plugin: type[JpegImageFile | PngImageFile]) -> np.ndarray:
+    """RGB of all pixels of a file."""
+    with reading(path), plugin(path) as image:
+        if image.format == "JPEG" and image.mode in ("L", "RGB"):
+            pixels = _decoded_jpeg(path)
+            if pixels is not None:
+                return pixels
+        return _decode(image)
 
 
 def _decoded_jpeg(path: str) -> np.ndarray | None:

@@ -36,7 +36,7 @@ def embed(
 ) -> AnnData | None:
     """Embed the H&E patch and the gene sentence of each spot in the model's common space.
 
-    Patches are read slide by slide from the images on disk: besides one decoded image and one batch, only the
+    Patches are read slide by slide from the images on disk: besides one decoded image and three batches, only the
     embeddings are held in memory. Under ``torchrun`` or Slurm the processes share the slides, and each gets all
     embeddings.
 

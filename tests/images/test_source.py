@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -520,3 +522,18 @@ def test_planes_that_are_named_colours(tmp_path, pixels):
     layers = np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
     tifffile.imwrite(tmp_path / "a.ome.tif", layers, photometric="minisblack", ome=True, metadata=metadata)
     check(tmp_path / "a.ome.tif", pixels)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_pixels_go_with_their_source(tmp_path, pixels, name):
+    """At once: whole sections wait for no garbage collector."""
+    Image.fromarray(pixels).save(tmp_path / name)
+    image = open_image(tmp_path / name)
+    image.read(0, 0, 1, 1)
+    gone = weakref.ref(image)
+    gc.disable()
+    try:
+        del image
+        assert gone() is None
+    finally:
+        gc.enable()
