@@ -118,7 +118,7 @@ def spots_of(path: str, centres: np.ndarray, corners: np.ndarray, table: Table) 
         ),
         "Pillow, crop": lambda: by_pillow(Image.open(path)),
     }
-    table.measure(f"{size}, with decoding the JPEG", ways, limit=seconds_of(bytes_moved=image.nbytes))
+    table.measure(f"{size}, with decoding the JPEG", ways, rounds=7, limit=seconds_of(bytes_moved=image.nbytes))
 
 
 def decoding(path: str, table: Table) -> None:
@@ -131,7 +131,7 @@ def decoding(path: str, table: Table) -> None:
         "imagecodecs (libjpeg-turbo)": lambda: imagecodecs.jpeg8_decode(Path(path).read_bytes()),
         "Pillow": lambda: np.asarray(Image.open(path)),
     }
-    table.measure(case, ways, limit=seconds_of(bytes_moved=pixels))
+    table.measure(case, ways, rounds=7, limit=seconds_of(bytes_moved=pixels))
 
 
 def write_tiled(path: str, section: str, side: int) -> None:
