@@ -23,7 +23,8 @@ REFERENCE, SECTION = ["C2", "C3", "C4", "C5"], "C6"
 
 def features(adata: ad.AnnData, model: hb.model.HibioModel) -> dict[str, np.ndarray]:
     """Of each spot: what the tower sees before its projection, and the l2-normalised embedding."""
-    kinds = {"before the projection": model.image_features, "embedding": model.embed_images}
+    running = model.inference()
+    kinds = {"before the projection": running.features, "embedding": running.images}
     found = {}
     for kind, function in kinds.items():
         batches = of_patches(inputs.slides(adata), model, function, batch_size=64, desc=kind)

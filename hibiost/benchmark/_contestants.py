@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..model import FeatureEncoder, HibioModel, ModelConfig, feature_encoder, load, presets
 from ..model.registry import ours, shipped
 from ..tl._embed import gene_embeddings, image_embeddings, of_patches
-from ..tl._resolve import sentences_for
+from ..tl._resolve import at_work, sentences_for
 from ._floors import colour_statistics
 from ._splits import Fold
 
@@ -227,7 +227,7 @@ def both_sides(setting: Setting, model: HibioModel) -> Embedded:
     options: Any = {"batch_size": 64, "library_key": setting.library_key}
     sentences = sentences_for(adata, model, layer=setting.layer, library_key=setting.library_key)
     slides = inputs.slides(adata, setting.library_key)
-    features = of_patches(slides, model, model.image_features, batch_size=64, desc="features")
+    features = of_patches(slides, model, at_work(model).features, batch_size=64, desc="features")
     return Embedded(
         image_embeddings(adata, model, **options),
         _in_order(features),

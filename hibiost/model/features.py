@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, WeightsUnavailableError, nearest
 from .config import ModelConfig
 from .encoders import ImageEncoder, entries, resolved
+from .inference import EncoderInference
 from .weights import fingerprint, fitting, read_weights
 
 PATCH_SIZE = 224
@@ -107,6 +108,8 @@ class FeatureEncoder:
         Side of the patches in pixels, and the pixel size at which they are cut; see :func:`feature_encoder`.
     trained_mpp
         Micrometres per pixel that the encoder was trained at, where it was one.
+    castable
+        Whether the tower computes in bfloat16 once its weights are cast; others stay in float32.
     """
 
     def __init__(
@@ -121,12 +124,13 @@ class FeatureEncoder:
         patch_size: int = PATCH_SIZE,
         mpp: float | None = None,
         trained_mpp: float | None = None,
+        castable: bool = True,
     ) -> None:
         self.name, self.licence, self.source, self.output = name, licence, source, output
         self.training_info: dict[str, Any] = {"mpp": trained_mpp}
-        self._tower = tower.eval().requires_grad_(False)  # noqa: FBT003 - torch's signature
-        self._prepare = prepare
-        self._device = torch.device("cpu")
+        self.tower = tower.eval().requires_grad_(False)  # noqa: FBT003 - torch's signature
+        self.prepare, self.castable = prepare, castable
+        self.device = torch.device("cpu")
         found = self._features(np.zeros((1, patch_size, patch_size, 3), np.uint8))
         if found.ndim != 2:
             raise ModelError(f"{name} gives features of shape {tuple(found.shape[1:])} for a patch; expected a vector.")
@@ -149,9 +153,13 @@ class FeatureEncoder:
 
     def to(self, device: str | torch.device) -> FeatureEncoder:
         """Put the weights on a device; returns the encoder itself."""
-        self._device = torch.device(device)
-        self._tower.to(self._device)
+        self.device = torch.device(device)
+        self.tower.to(self.device)
         return self
+
+    def inference(self, precision: str = "float32") -> EncoderInference:
+        """The encoder as it embeds, in some precision; see :meth:`HibioModel.inference`."""
+        return EncoderInference(self, precision)
 
     def embed_images(self, patches: np.ndarray) -> np.ndarray:
         """Features of uint8 patches, n x side x side x 3, in one batch; float32, n x ``embed_dim``, not normalised."""
@@ -163,12 +171,12 @@ class FeatureEncoder:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self._tower.state_dict(), self.output, repr(self.config), repr(self._prepare))
+        return fingerprint(self.tower.state_dict(), self.output, repr(self.config), repr(self.prepare))
 
     @torch.inference_mode()
     def _features(self, patches: np.ndarray) -> np.ndarray:
-        pixels = self._prepare(torch.tensor(patches, device=self._device).permute(0, 3, 1, 2))
-        features: np.ndarray = self._tower(pixels).float().cpu().numpy()
+        pixels = self.prepare(torch.tensor(patches, device=self.device).permute(0, 3, 1, 2))
+        features: np.ndarray = self.tower(pixels).float().cpu().numpy()
         return features
 
 

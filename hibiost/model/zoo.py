@@ -62,6 +62,7 @@ def zoo_encoder(key: str, weights: str | os.PathLike[str] | None, **options: Any
         licence=str(getattr(kind, "license", None) or "not told"),
         source=str(getattr(kind, "hf_url", None) or "lazyslide-models"),
         output="what lazyslide-models gives",
+        castable=False,
         **options,
     )
 

@@ -15,7 +15,7 @@ from ..genes import GeneSets, Vocabulary
 from ..genes.vocabulary import looks
 from ..settings import logger, settings
 from ._embeddings import Embeddings
-from ._resolve import resolve_device
+from ._resolve import at_work, resolve_device
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,7 +33,7 @@ def annotate(
     signatures: str | os.PathLike[str] | Mapping[str, Iterable[str]] | Sequence[str],
     *,
     model: str | os.PathLike[str] | HibioModel | None = None,
-    batch_size: int = 64,
+    batch_size: int = 32,
     library_key: str = keys.LIBRARY,
     key_added: str = keys.SCORE,
     rng: RNG = 0,
@@ -192,8 +192,9 @@ def _directions(
     from tqdm.auto import tqdm
 
     def mean_embedding(sentences: NDArray[np.int64]) -> NDArray[np.float32]:
-        return model.embed_genes(model.tokenizer(sentences, words)).mean(axis=0)
+        return encode(model.tokenizer(sentences, words)).cpu().numpy().mean(axis=0)
 
+    encode = at_work(model).genes
     weights = model.vocabulary.n_spots + 1.0
     chance: dict[int, NDArray[np.float32]] = {}
     rows = []

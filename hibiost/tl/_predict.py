@@ -40,7 +40,7 @@ def predict(
     calibrate: bool = True,
     min_pcc: float = 0.2,
     layer: str | None = None,
-    batch_size: int = 64,
+    batch_size: int = 32,
     library_key: str = keys.LIBRARY,
     key_added: str = keys.PREDICTED,
     device: str = "auto",

@@ -25,7 +25,7 @@ from ._confidence import expected_pcc, trust
 from ._embed import of_patches
 from ._embeddings import Embeddings
 from ._predict import TARGETS, chosen_genes
-from ._resolve import resolve_device, resolve_images
+from ._resolve import at_work, resolve_device, resolve_images
 from ._spots import Spots
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def fit_predictor(
     recipe: Mapping[str, Any] | FineTuning | None = None,
     calibrate: bool = True,
     layer: str | None = None,
-    batch_size: int = 64,
+    batch_size: int = 32,
     library_key: str = keys.LIBRARY,
     patient_key: str = keys.PATIENT,
     device: str = "auto",
@@ -326,12 +326,9 @@ def _ridge(
     held_out_by: Mapping[str, str] | None,
 ) -> _Fit:
     """Fit a ridge; it is calibrated where columns are given that tell slides and patients apart."""
-    from ..model.predictor import image_features
     from ..model.ridge import fit_ridge
 
-    batches = of_patches(
-        known.slides, model, lambda patches: image_features(model, patches), batch_size=batch_size, desc="features"
-    )
+    batches = of_patches(known.slides, model, at_work(model).features, batch_size=batch_size, desc="features")
     rows, values = zip(*batches, strict=True)
     features = np.concatenate(values)[pd.Index(np.concatenate(rows)).get_indexer(known.rows)]
     ridge = fit_ridge(features, expression)
@@ -430,8 +427,9 @@ def by_regression(
         predictor = _checked(reference, model, target, device)
     columns = _columns(predictor, genes)
     predicted = np.empty((adata.n_obs, len(columns)), dtype=np.float32)
-    for rows, values in of_patches(slides, predictor.model, predictor.predict, batch_size=batch_size, desc="predict"):
-        predicted[rows] = values[:, columns]
+    running, weight, bias = at_work(predictor.model), predictor.weight[:, columns], predictor.bias[columns]
+    for rows, features in of_patches(slides, predictor.model, running.features, batch_size=batch_size, desc="predict"):
+        predicted[rows] = features @ weight + bias
 
     names = [predictor.genes[column] for column in columns]
     fitted_to = predictor.params.get("slides", [])
@@ -440,6 +438,7 @@ def by_regression(
     adata = adata.copy() if copy else adata
     adata.obsm[key_added] = pd.DataFrame(predicted, index=adata.obs_names, columns=names)
     params = {"method": "regression", "target": predictor.target, "target_sum": predictor.target_sum, "layer": layer}
+    params |= {"precision": running.precision}
     params |= {"fit": predictor.params.get("method"), "predictor": predictor.fingerprint(), "slides": fitted_to}
     trusted = {name: values[columns] for name, values in trust(predictor.calibration, min_pcc).items()}
     params |= {"min_pcc": min_pcc if trusted else None}

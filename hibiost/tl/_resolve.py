@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ..model import FeatureEncoder, HibioModel
+    from ..model.inference import EncoderInference, Inference
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -67,6 +68,15 @@ def resolve_images(
     from ..model import FeatureEncoder
 
     return model.to(device) if isinstance(model, FeatureEncoder) else resolve_model(model, device)
+
+
+@overload
+def at_work(model: HibioModel) -> Inference: ...
+@overload
+def at_work(model: HibioModel | FeatureEncoder) -> Inference | EncoderInference: ...
+def at_work(model: HibioModel | FeatureEncoder) -> Inference | EncoderInference:
+    """The model as it embeds, in the precision of the settings."""
+    return model.inference(settings.precision)
 
 
 def sentence_rows(adata: AnnData, vocabulary: Vocabulary) -> np.ndarray:

@@ -29,7 +29,7 @@ def retrieve(
     top_k: int = 10,
     model: str | os.PathLike[str] | HibioModel | None = None,
     layer: str | None = None,
-    batch_size: int = 64,
+    batch_size: int = 32,
     library_key: str = keys.LIBRARY,
     key_added: str = keys.RETRIEVED,
     device: str = "auto",

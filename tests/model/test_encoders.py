@@ -834,7 +834,7 @@ def test_an_encoder_of_the_zoo(zoo):
     assert (encoder.name, encoder.licence, encoder.embed_dim) == ("zoo:stub", "MIT", 5)
     assert encoder.source == "https://huggingface.co/someone/stub"
     patches = some_patches(70)
-    model = encoder._tower.model
+    model = encoder.tower.model
     wanted = patches.mean(axis=(1, 2)) / 255 @ model.weight.numpy().T + model.bias.numpy()
     np.testing.assert_allclose(encoder.embed_images(patches), wanted, rtol=1e-4, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -15,6 +15,7 @@ import hibiost as hb
 from hibiost.errors import DataError, ImageError, MissingSlotError, ModelError, RunError
 from hibiost.model.ridge import ALPHAS
 from hibiost.tl._predictor import drawn
+from hibiost.tl._resolve import at_work
 
 TUNED = {"epochs": 2, "batch_size": 32, "lr": 0.01, "precision": "32"}
 
@@ -27,7 +28,7 @@ def log_counts(adata, target_sum=None):
 
 
 def features_of(adata, model):
-    batches = hb.tl._embed.of_patches(hb.inputs.slides(adata), model, model.image_features, batch_size=64, desc="")
+    batches = hb.tl._embed.of_patches(hb.inputs.slides(adata), model, at_work(model).features, batch_size=64, desc="")
     rows, values = zip(*batches, strict=True)
     return np.concatenate(values)[np.argsort(np.concatenate(rows))].astype(float)
 
