@@ -29,21 +29,24 @@ def test_settings_are_the_object_and_not_its_module(first):
 
 def test_environment_variables_are_read():
     done = in_fresh_interpreter(
-        "from hibiost.settings import settings as s; print(s.data_dir, s.cache, s.model, s.progress, s.verbosity)",
+        "from hibiost.settings import settings as s; "
+        "print(s.data_dir, s.cache, s.model, s.precision, s.progress, s.verbosity)",
         HIBIOST_DATA_DIR="/some/data",
         HIBIOST_MODEL="/some/model",
+        HIBIOST_PRECISION="Auto",
         HIBIOST_PROGRESS="0",
         HIBIOST_VERBOSITY="ERROR",
     )
-    assert done.stdout.split() == ["/some/data", "/some/data", "/some/model", "False", "error"]
+    assert done.stdout.split() == ["/some/data", "/some/data", "/some/model", "auto", "False", "error"]
 
 
 def test_defaults_without_environment():
     done = in_fresh_interpreter(
-        "from hibiost.settings import settings as s; print(s.data_dir, s.model, s.progress, s.verbosity, s.cache.name)",
+        "from hibiost.settings import settings as s; "
+        "print(s.data_dir, s.model, s.precision, s.progress, s.verbosity, s.cache.name)",
         HIBIOST_DATA_DIR="",
     )
-    assert done.stdout.split() == ["None", "hibiost-mini", "True", "info", "hibiost"]
+    assert done.stdout.split() == ["None", "hibiost-mini", "float32", "True", "info", "hibiost"]
 
 
 @pytest.mark.parametrize(
@@ -80,8 +83,14 @@ def test_paths_are_expanded_and_can_be_unset(monkeypatch):
     ("name", "value", "error", "message"),
     [
         ("progress", "maybe", ValueError, "settings.progress is 'maybe'; expected True or False"),
+        ("precision", "half", ValueError, "settings.precision is 'half'; expected 'float32', 'bfloat16' or 'auto'"),
         ("verbosity", "loud", ValueError, "settings.verbosity is 'loud'; expected 'debug', 'info'"),
-        ("modle", "x", AttributeError, "no setting 'modle'; the settings are data_dir, model, progress, verbosity"),
+        (
+            "modle",
+            "x",
+            AttributeError,
+            "no setting 'modle'; the settings are data_dir, model, precision, progress, ",
+        ),
     ],
 )
 def test_what_is_no_setting_is_refused_and_nothing_changes(name, value, error, message):

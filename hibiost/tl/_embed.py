@@ -125,7 +125,8 @@ def embed(
             found["gene"] = gene_embeddings(adata, resolved, sentence_rows(adata, resolved.vocabulary), **options)
         computed_in = at_work(resolved).precision
     adata = adata.copy() if copy else adata
-    _drop_other_weights(adata, key_added, resolved.fingerprint())
+    fingerprint = resolved.fingerprint()
+    _drop_other_weights(adata, key_added, fingerprint)
     for name, values in found.items():
         adata.obsm[f"{key_added}_{name}"] = values
     params = {
@@ -135,7 +136,7 @@ def embed(
         "precision": computed_in,
         "library_key": library_key,
     }
-    inputs.record(adata, key_added, fingerprint=resolved.fingerprint(), params=params)
+    inputs.record(adata, key_added, fingerprint=fingerprint, params=params)
     logger.info("embedded %s of %d spots", " and ".join(f"{name}s" for name in found), adata.n_obs)
     return adata if copy else None
 

@@ -1,9 +1,12 @@
+import anndata as ad
 import numpy as np
 import pytest
 
 import hibiost as hb
 from hibiost.errors import DataError, MissingSlotError, ModelError
-from hibiost.model.tokens import metadata_words
+from hibiost.model.inference import Inference
+from hibiost.model.tokens import PAD, metadata_words
+from hibiost.tl._resolve import sentence_rows
 
 
 def test_slots(embedded, model):
@@ -43,6 +46,77 @@ def test_genes_equal_embedding_each_sentence_by_hand(embedded, model):
         np.testing.assert_allclose(
             model.embed_genes(tokens)[0], reference.obsm["X_hibiost_gene"][spot], rtol=0, atol=1e-5
         )
+
+
+def test_sentences_are_sorted_by_length_within_their_slide(embedded, model, monkeypatch):
+    """What is written does not depend on it, and batches hold less padding."""
+    _, reference = embedded
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 41, reference.n_obs)
+    table = np.where(np.arange(40) < lengths[:, None], reference.obsm["gene_sentence"], -1)
+    reference.obsm["gene_sentence"] = table
+    rows = [np.flatnonzero(reference.obs["library_id"] == name) for name in ("tissue_0", "tissue_1")]
+    expected = np.empty((reference.n_obs, 16), dtype=np.float32)
+    indices = sentence_rows(reference, model.vocabulary)
+    for part, words in zip(rows, (["organ:breast"], []), strict=True):
+        expected[part] = model.embed_genes(model.tokenizer(indices[part], words))
+    longest, encode = [], Inference.genes
+
+    def watched(self, tokens):
+        longest.append((tokens != PAD).sum(axis=1).max())
+        return encode(self, tokens)
+
+    monkeypatch.setattr(Inference, "genes", watched)
+    hb.tl.embed(reference, model=model, modality="gene", batch_size=7)
+    np.testing.assert_allclose(reference.obsm["X_hibiost_gene"], expected, atol=1e-6)
+    assert longest[:15] == sorted(longest[:15])
+    assert longest[15:] == sorted(longest[15:])
+    assert len(longest) == 30
+
+
+def test_precision(embedded, model, tmp_path):
+    """Of the argument, else of the settings; the weights are the same, and so is their fingerprint."""
+    slide, _ = embedded
+    exact = {side: slide.obsm[f"X_hibiost_{side}"] for side in ("image", "gene")}
+    assert slide.uns["X_hibiost"]["params"]["precision"] == "float32"
+    hb.settings.precision = "bfloat16"
+    by_settings = hb.tl.embed(slide, model=model, copy=True)
+    again = hb.tl.embed(slide, model=model, precision="float32", copy=True)
+    assert hb.settings.precision == "bfloat16"
+    hb.settings.precision = "float32"
+    hb.tl.embed(slide, model=model, precision="bfloat16")
+    slide.write_h5ad(tmp_path / "slide.h5ad")
+    stored = ad.read_h5ad(tmp_path / "slide.h5ad")
+    assert stored.uns["X_hibiost"]["params"]["precision"] == "bfloat16"
+    assert stored.uns["X_hibiost"]["fingerprint"] == model.fingerprint()
+    assert again.uns["X_hibiost"]["params"]["precision"] == "float32"
+    for side, values in exact.items():
+        reduced = slide.obsm[f"X_hibiost_{side}"]
+        assert reduced.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(reduced, axis=1), 1, rtol=1e-5)
+        assert (reduced * values).sum(axis=1).min() > 0.999
+        assert np.abs(reduced - values).max() > 1e-5
+        np.testing.assert_array_equal(by_settings.obsm[f"X_hibiost_{side}"], reduced)
+        np.testing.assert_allclose(again.obsm[f"X_hibiost_{side}"], values, atol=1e-6)
+
+
+def test_the_other_verbs_follow_the_settings(embedded, slide, model):
+    _, reference = embedded
+    genes = ["ERBB2", "IGLL5"]
+    exact = hb.tl.predict(slide, reference, model=model, genes=genes, copy=True).obsm["predicted_expression"]
+    scores = hb.tl.annotate(slide, genes, model=model, copy=True).obsm["pathway_score"]
+    predictor = hb.tl.fit_predictor(reference, model=model, genes=genes)
+    with hb.settings.override(precision="bfloat16"):
+        reduced = hb.tl.predict(slide, reference, model=model, genes=genes, copy=True).obsm["predicted_expression"]
+        scores_too = hb.tl.annotate(slide, genes, model=model, copy=True).obsm["pathway_score"]
+        hb.tl.predict(slide, hb.tl.fit_predictor(reference, model=model, genes=genes))
+    assert slide.uns["predicted_expression"]["params"]["precision"] == "bfloat16"
+    by_regression = slide.obsm["predicted_expression"]
+    hb.tl.predict(slide, predictor)
+    assert slide.uns["predicted_expression"]["params"]["precision"] == "float32"
+    for one, other in ((exact, reduced), (scores, scores_too), (by_regression, slide.obsm["predicted_expression"])):
+        assert not one.equals(other)
+        np.testing.assert_allclose(one, other, atol=0.05)
 
 
 def test_without_sentences_only_images(slide, model):
@@ -97,6 +171,8 @@ def test_refusals(slide, model, unchanged):
     with unchanged(slide):
         with pytest.raises(DataError, match=r"modality is 'both'"):
             hb.tl.embed(slide, model=model, modality="both")
+        with pytest.raises(DataError, match=r"precision is 'half'; expected one of \['float32', 'bfloat16', 'auto'\]"):
+            hb.tl.embed(slide, model=model, precision="half")
         with pytest.raises(MissingSlotError, match=r"gene_sentence.*tfidf_sentences"):
             hb.tl.embed(slide, model=model, modality="gene")
         with pytest.raises(DataError, match="no spots"):

@@ -90,6 +90,7 @@ def test_from_reference_predictor_and_folder(reference, slide, model, tmp_path, 
         "fingerprint": model.fingerprint(),
         "params": {
             "method": "regression",
+            "precision": "float32",
             "fit": "ridge",
             "predictor": predictor.fingerprint(),
             "slides": ["tissue_0", "tissue_1"],
