@@ -427,9 +427,9 @@ def by_regression(
         predictor = _checked(reference, model, target, device)
     columns = _columns(predictor, genes)
     predicted = np.empty((adata.n_obs, len(columns)), dtype=np.float32)
-    running, weight, bias = at_work(predictor.model), predictor.weight[:, columns], predictor.bias[columns]
+    running = at_work(predictor.model)
     for rows, features in of_patches(slides, predictor.model, running.features, batch_size=batch_size, desc="predict"):
-        predicted[rows] = features @ weight + bias
+        predicted[rows] = (features @ predictor.weight + predictor.bias)[:, columns]
 
     names = [predictor.genes[column] for column in columns]
     fitted_to = predictor.params.get("slides", [])
