@@ -123,7 +123,15 @@ def prepared(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
     folded = _folded(tower)
     if dtype is torch.float32:
         return folded
-    return (copy.deepcopy(folded) if folded is tower else folded).to(dtype)
+    return folded.to(dtype) if folded is not tower else _cast(tower, dtype)
+
+
+def _cast(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in another precision; its weights are copied in no other."""
+    made: dict[int, Any] = {id(tensor): tensor.to(dtype) for tensor in tower.buffers() if tensor.is_floating_point()}
+    for tensor in tower.parameters():
+        made[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
+    return copy.deepcopy(tower, made)
 
 
 def _folded(tower: Any) -> Any:
