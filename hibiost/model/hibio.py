@@ -184,7 +184,7 @@ class HibioModel(nn.Module):
         ----------
         precision
             ``"float32"``; ``"bfloat16"``, in which the weights are rounded; or ``"auto"``, bfloat16 where the device
-            multiplies in it. Embeddings are float32 in any case, and of the two their cosine is above 0.999.
+            multiplies in it. Embeddings are float32 in any case; for the presets the cosine of the two is above 0.999.
 
         Returns
         -------
