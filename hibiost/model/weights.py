@@ -116,7 +116,7 @@ def fingerprint(tensors: Mapping[str, Tensor], *more: str) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     for text in more:
         digest.update(text.encode())
     return digest.hexdigest()[:16]
