@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from .towers import tower_features
 if TYPE_CHECKING:
     from .features import FeatureEncoder
     from .hibio import HibioModel
+
+T = TypeVar("T")
 
 
 def resolved_precision(precision: str, device: torch.device) -> str:
@@ -155,11 +157,11 @@ def on_device(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def arrays(batches: Iterable[tuple[np.ndarray, Tensor]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and values of each batch, as arrays; a GPU gets the next batch before the values are waited for."""
-    waiting: tuple[np.ndarray, Callable[[], np.ndarray]] | None = None
-    for rows, values in batches:
-        last, waiting = waiting, (rows, _coming(values))
+def arrays(batches: Iterable[tuple[T, Tensor]]) -> Iterator[tuple[T, np.ndarray]]:
+    """The values of each batch as an array, beside its name; a GPU gets the next one before they are waited for."""
+    waiting: tuple[T, Callable[[], np.ndarray]] | None = None
+    for name, values in batches:
+        last, waiting = waiting, (name, _coming(values))
         if last is not None:
             yield last[0], last[1]()
     if waiting is not None:

@@ -186,7 +186,8 @@ def of_patches(
     )
     total = sum(len(slide.rows) for slide in slides)
     with tqdm(total=total, desc=desc, unit="spot", disable=not settings.progress) as bar:
-        for (rows, numbers), values in arrays(((rows, numbers), function(patches)) for rows, numbers, patches in batches):
+        computed = (((rows, numbers), function(patches)) for rows, numbers, patches in batches)
+        for (rows, numbers), values in arrays(computed):
             yield rows, values[numbers]
             bar.update(len(rows))
 
