@@ -8,6 +8,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,9 +116,9 @@ def test_what_several_spots_show_is_computed_once(image):
     xy = rng.permutation(np.repeat(rng.uniform(0, 200, (9, 2)), 4, axis=0))
     seen = []
 
-    def colour(patches) -> np.ndarray:
+    def colour(patches) -> torch.Tensor:
         seen.append(len(patches))
-        return patches.mean(axis=(1, 2))
+        return torch.from_numpy(patches.mean(axis=(1, 2)))
 
     config = SimpleNamespace(patch_size=SIZE, image_size=SIZE, mpp=None)
     model = SimpleNamespace(config=config, training_info={})
