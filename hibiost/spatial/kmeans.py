@@ -1,0 +1,322 @@
+"""K-means, all restarts at once.
+
+Rows are put on a grid on which dot products of rows, and sums of a cluster, are exact in double precision. Distances
+to centres are taken in single precision, by one matrix product for all restarts; where the nearest centre is not
+certain beyond the error bound of such a product, in double precision. So labels do not depend on threads, matrix
+libraries or the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._random import RNG, seed
+from ..errors import DataError
+from .regions import by_falling_size
+
+BLOCK_BYTES = 32 << 20
+"""Products held at a time."""
+BATCH_BYTES = 256 << 20
+"""What restarts that advance together hold."""
+_GRID_BITS = 24
+"""The longest row measures at most 2 ** 24 steps of the grid; single precision holds such integers."""
+_TIE = 2.0**-16
+"""Steps by which one centre must be nearer than another."""
+_HUGE = 1e150
+"""Beyond this, squares overflow."""
+_SINGLE = 2.0**-24
+"""Rounding error of single precision."""
+
+
+class Clusters(NamedTuple):
+    """What :func:`kmeans` finds."""
+
+    labels: NDArray[np.int64]
+    """Cluster of each row, (n_rows,); 0 is the largest."""
+    inertia: float
+    """Sum of squared distances of rows to their centres."""
+    centers: NDArray[np.float64]
+    """Mean of each cluster, n_clusters x n_dims."""
+
+
+class _Grid(NamedTuple):
+    """Rows about their mean, in steps of the grid: ``features = (rows + offset) / scale``."""
+
+    rows: NDArray[np.float32]
+    offset: NDArray[np.float64]
+    scale: float
+    squares: NDArray[np.float64]
+    """Squared length of each row."""
+
+
+def kmeans(features: ArrayLike, n_clusters: int, *, n_init: int = 50, max_iter: int = 500, rng: RNG = 0) -> Clusters:
+    """The tightest of several K-means clusterings by Lloyd's algorithm, from greedy k-means++ starts.
+
+    All restarts advance together, until no label changes. Each draws from a stream of its own, so it finds the same
+    whatever ``n_init``. An empty cluster gets the row that is farthest from its centre, as in scikit-learn. Features
+    are first rounded to 2^-24 of the longest row about the mean, and distances that differ by less than 1e-12 of it
+    are equal: the lower cluster wins. Labels are the same on every machine and number of threads.
+
+    Memory beside the arguments is a single-precision copy of ``features``, and at most about 0.4 GiB, or, where that
+    is more, what one restart needs: 44 bytes a row (``n_clusters`` below 8) and 28 bytes a centre and dimension.
+
+    Parameters
+    ----------
+    features
+        Dense, n_rows x n_dims.
+    n_clusters
+        Number of clusters.
+    n_init
+        Restarts, of which the one of least inertia is kept; the first where several are.
+    max_iter
+        Iterations per restart at most.
+    rng
+        Seed or generator.
+
+    Returns
+    -------
+    ``labels`` (int64, numbered by falling size; of equal sizes the one whose first row comes first), ``inertia`` and
+    ``centers`` (float64, in this order).
+
+    Raises
+    ------
+    DataError
+        Features are not such a table of finite numbers, a number is below 1, or there are fewer distinct rows than
+        ``n_clusters``.
+
+    Examples
+    --------
+    >>> import hibiost as hb
+    >>> found = hb.spatial.kmeans([[0.0], [9.0], [10.0], [11.0]], 2)
+    >>> found.labels.tolist(), found.inertia, found.centers.ravel().tolist()
+    ([1, 0, 0, 0], 2.0, [10.0, 0.0])
+    """
+    features = np.asarray(features)
+    _check(features, n_clusters, n_init, max_iter)
+    grid = _grid(features)
+    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed(rng)).spawn(n_init)]
+    size = max(1, BATCH_BYTES // _bytes_of_restart(*features.shape, n_clusters))
+    gain, labels, centers = -np.inf, np.empty(0, dtype=np.int32), np.empty(0)
+    for start in range(0, n_init, size):
+        found, sums, counts = _lloyd(grid, _plus_plus(grid, n_clusters, streams[start : start + size]), max_iter)
+        gains = _gains(sums, counts)
+        best = int(gains.argmax())
+        if gains[best] > gain:
+            gain, labels = gains[best], found[best]
+            centers = (sums[best] / counts[best][:, None] + grid.offset) / grid.scale
+    ranked = by_falling_size(labels)
+    order = np.empty(n_clusters, dtype=np.int64)
+    order[ranked] = labels
+    centers = centers[order]
+    return Clusters(ranked, _inertia(features, ranked, centers), centers)
+
+
+def _check(features: NDArray, n_clusters: int, n_init: int, max_iter: int) -> None:
+    if features.ndim != 2 or features.dtype.kind not in "biuf":
+        raise DataError(f"features are {features.dtype} of shape {features.shape}; expected numbers, n_rows x n_dims.")
+    for name, value in (("n_clusters", n_clusters), ("n_init", n_init), ("max_iter", max_iter)):
+        if value < 1:
+            raise DataError(f"{name} is {value}; expected at least 1.")
+    if len(features) < n_clusters:
+        raise DataError(f"features hold {len(features)} rows; expected at least n_clusters = {n_clusters}.")
+    wrong = sum(int((~(np.abs(features[block], dtype=np.float64) < _HUGE)).sum()) for block in _blocks(*features.shape))
+    if wrong:
+        raise DataError(f"features hold {wrong} values that are NaN, infinite or beyond {_HUGE:g}; drop these rows.")
+
+
+def _blocks(n: int, dims: int) -> Iterator[slice]:
+    """Slices of rows of as many numbers in double precision."""
+    size = max(1, BLOCK_BYTES // (8 * dims or 1))
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _n_trials(n_clusters: int) -> int:
+    """Candidates for a next centre, as in scikit-learn."""
+    return 2 + int(np.log(n_clusters))
+
+
+def _bytes_of_restart(n: int, dims: int, n_clusters: int) -> int:
+    return n * (8 * _n_trials(n_clusters) + 12) + 28 * n_clusters * dims
+
+
+def _grid(features: NDArray) -> _Grid:
+    """Rows on the grid, whose step is a power of two, so that integers stay as far apart as they are."""
+    n, dims = features.shape
+    blocks = list(_blocks(n, dims))
+    mean = features.mean(axis=0, dtype=np.float64)
+    longest = np.sqrt(max(np.square(features[block] - mean).sum(axis=1).max() for block in blocks))
+    scale = float(np.ldexp(1.0, _GRID_BITS - np.frexp(longest)[1]))
+    offset = np.rint(mean * scale)
+    rows, squares = np.empty((n, dims), dtype=np.float32), np.empty(n)
+    for block in blocks:
+        steps = np.rint(features[block].astype(np.float64) * scale) - offset
+        rows[block], squares[block] = steps, np.square(steps).sum(axis=1)
+    return _Grid(rows, offset, scale, squares)
+
+
+def _plus_plus(grid: _Grid, n_clusters: int, streams: list[np.random.Generator]) -> NDArray[np.int64]:
+    """Rows to start from, n_restarts x n_clusters, by greedy k-means++; all distances are exact."""
+    restarts = np.arange(len(streams))
+    seeds = np.empty((len(streams), n_clusters), dtype=np.int64)
+    seeds[:, 0] = [stream.integers(len(grid.rows)) for stream in streams]
+    draws = np.array([stream.random((n_clusters - 1, _n_trials(n_clusters))) for stream in streams])
+    nearest = np.full((len(streams), len(grid.rows)), np.inf)
+    nearest = _lowered(grid, seeds[:, :1], nearest)[0][:, 0]
+    for cluster in range(1, n_clusters):
+        if (nearest.max(axis=1) == 0).any():
+            raise DataError(f"features hold {cluster} distinct rows; expected at least n_clusters = {n_clusters}.")
+        heights = np.cumsum(nearest, axis=1)
+        drawn = draws[:, cluster - 1] * heights[:, -1:]
+        candidates = np.stack([np.searchsorted(*each, side="right") for each in zip(heights, drawn, strict=True)])
+        lowered, totals = _lowered(grid, candidates, nearest)
+        best = totals.argmin(axis=1)
+        seeds[:, cluster], nearest = candidates[restarts, best], lowered[restarts, best]
+    return seeds
+
+
+def _lowered(
+    grid: _Grid, candidates: NDArray[np.int64], nearest: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Squared distances to the nearest centre with each candidate, n_restarts x n_trials x n_rows, and their sums."""
+    n, dims = grid.rows.shape
+    centers = grid.rows[candidates.ravel()].astype(np.float64)
+    products = np.empty((len(centers), n))
+    for block in _blocks(n, dims):
+        np.matmul(centers, grid.rows[block].astype(np.float64).T, out=products[:, block])
+    lowered = products.reshape(*candidates.shape, n)
+    return lowered, _lower(lowered, candidates, nearest, grid.squares)
+
+
+@numba.njit(parallel=True, cache=True)
+def _lower(products: np.ndarray, candidates: np.ndarray, nearest: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Turn products of rows and candidates into distances to the nearest centre; their sums."""
+    n_restarts, n_trials, n = products.shape
+    totals = np.zeros((n_restarts, n_trials))
+    for restart in numba.prange(n_restarts):
+        for trial in range(n_trials):
+            own, total = squares[candidates[restart, trial]], 0.0
+            for row in range(n):
+                distance = own + squares[row] - 2 * products[restart, trial, row]
+                products[restart, trial, row] = min(distance, nearest[restart, row])
+                total += products[restart, trial, row]
+            totals[restart, trial] = total
+    return totals
+
+
+def _lloyd(
+    grid: _Grid, seeds: NDArray[np.int64], max_iter: int
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
+    """Labels, sums and sizes of the clusters of each restart."""
+    n, dims = grid.rows.shape
+    n_restarts, n_clusters = seeds.shape
+    centers = grid.rows[seeds].astype(np.float64)
+    labels = np.full((n_restarts, n), -1, dtype=np.int32)
+    sums, sizes = np.zeros_like(centers), np.zeros(seeds.shape, dtype=np.int64)
+    lengths = np.sqrt(grid.squares)
+    active = np.arange(n_restarts)
+    for _ in range(max_iter):
+        half = np.square(centers[active]).sum(axis=2) / 2
+        farthest = np.sqrt(2 * half.max(axis=1))
+        per_length = 2.2 * (dims + 2) * _SINGLE * farthest + _TIE
+        moving = centers[active].astype(np.float32).reshape(-1, dims)
+        moved = np.zeros(len(active), dtype=np.bool_)
+        for block in _blocks(n, max(dims, len(moving))):
+            scores = (moving @ grid.rows[block].T).reshape(len(active), n_clusters, -1)
+            _assign(scores, half, per_length, farthest * _TIE, active, block.start, grid.rows, lengths, centers, labels, sums, sizes, moved)
+        active = active[moved]
+        if not len(active):
+            break
+        for restart in active[(sizes[active] == 0).any(axis=1)]:
+            _fill_empty(grid.rows, centers[restart], labels[restart], sums[restart], sizes[restart])
+        centers[active] = sums[active] / sizes[active][:, :, None]
+    return labels, sums, sizes
+
+
+@numba.njit(parallel=True, cache=True)
+def _assign(
+    products, half, per_length, least, active, start, rows, lengths, centers, labels, sums, sizes, moved
+) -> None:
+    n_active, n_clusters, n = products.shape
+    for position in numba.prange(n_active):
+        restart = active[position]
+        for column in range(n):
+            row = start + column
+            best, lowest, second = 0, np.inf, np.inf
+            for cluster in range(n_clusters):
+                score = half[position, cluster] - products[position, cluster, column]
+                if score < lowest:
+                    best, lowest, second = cluster, score, lowest
+                elif score < second:
+                    second = score
+            limit = lowest + per_length[position] * lengths[row] + least[position]
+            if second <= limit:
+                distance = np.inf
+                for cluster in range(n_clusters):
+                    if half[position, cluster] - products[position, cluster, column] <= limit:
+                        other = _distance(rows[row], centers[restart, cluster])
+                        if other < distance - _TIE:
+                            best, distance = cluster, other
+            old = labels[restart, row]
+            if best != old:
+                _move(rows[row], old, best, sums[restart], sizes[restart])
+                labels[restart, row] = best
+                moved[position] = True
+
+
+@numba.njit(cache=True)
+def _distance(row: np.ndarray, center: np.ndarray) -> float:
+    total = 0.0
+    for dim in range(len(row)):
+        total += (row[dim] - center[dim]) ** 2
+    return np.sqrt(total)
+
+
+@numba.njit(cache=True)
+def _move(row: np.ndarray, old: int, new: int, sums: np.ndarray, sizes: np.ndarray) -> None:
+    """Take a row from a cluster (-1: none) to another; sums are of integers, so exact."""
+    if old >= 0:
+        sizes[old] -= 1
+        for dim in range(len(row)):
+            sums[old, dim] -= row[dim]
+    sizes[new] += 1
+    for dim in range(len(row)):
+        sums[new, dim] += row[dim]
+
+
+@numba.njit(cache=True)
+def _fill_empty(rows: np.ndarray, centers: np.ndarray, labels: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> None:
+    """Give each empty cluster the row farthest from its centre, from a cluster of several."""
+    distances = np.empty(len(rows))
+    for row in range(len(rows)):
+        distances[row] = _distance(rows[row], centers[labels[row]])
+    for cluster in np.flatnonzero(sizes == 0):
+        farthest = -1
+        for row in range(len(rows)):
+            if sizes[labels[row]] > 1 and (farthest < 0 or distances[row] > distances[farthest]):
+                farthest = row
+        _move(rows[farthest], labels[farthest], cluster, sums, sizes)
+        labels[farthest], distances[farthest] = cluster, 0.0
+
+
+@numba.njit(cache=True)
+def _gains(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """What the centres of each restart take off the sum of squares, added in one order on every machine."""
+    n_restarts, n_clusters, dims = sums.shape
+    gains = np.zeros(n_restarts)
+    for restart in range(n_restarts):
+        for cluster in range(n_clusters):
+            total = 0.0
+            for dim in range(dims):
+                total += sums[restart, cluster, dim] ** 2
+            gains[restart] += total / sizes[restart, cluster]
+    return gains
+
+
+def _inertia(features: NDArray, labels: NDArray[np.int64], centers: NDArray[np.float64]) -> float:
+    blocks = _blocks(*features.shape)
+    return float(sum(np.square(features[block] - centers[labels[block]]).sum() for block in blocks))
