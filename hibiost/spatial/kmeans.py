@@ -23,6 +23,8 @@ BLOCK_BYTES = 32 << 20
 """Products held at a time."""
 BATCH_BYTES = 256 << 20
 """What restarts that advance together hold."""
+TOLERANCE = 1e-4
+"""A restart ends where its centres shift less, squared, than this share of the mean variance; as in scikit-learn."""
 _GRID_BITS = 24
 """The longest row measures at most 2 ** 24 steps of the grid; single precision holds such integers."""
 _TIE = 2.0**-16
@@ -52,6 +54,19 @@ class _Grid(NamedTuple):
     scale: float
     squares: NDArray[np.float64]
     """Squared length of each row."""
+
+
+class _Restarts(NamedTuple):
+    """Where restarts stand."""
+
+    labels: NDArray[np.int32]
+    """n_restarts x n_rows; -1 before the first iteration."""
+    centers: NDArray[np.float64]
+    """n_restarts x n_clusters x n_dims."""
+    sums: NDArray[np.float64]
+    """Of the rows of each cluster."""
+    sizes: NDArray[np.int64]
+    """Rows of each cluster, n_restarts x n_clusters."""
 
 
 def kmeans(features: ArrayLike, n_clusters: int, *, n_init: int = 50, max_iter: int = 500, rng: RNG = 0) -> Clusters:
@@ -101,19 +116,20 @@ def kmeans(features: ArrayLike, n_clusters: int, *, n_init: int = 50, max_iter: 
     grid = _grid(features)
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed(rng)).spawn(n_init)]
     size = max(1, BATCH_BYTES // _bytes_of_restart(*features.shape, n_clusters))
-    gain, labels, centers = -np.inf, np.empty(0, dtype=np.int32), np.empty(0)
+    least_shift = TOLERANCE * grid.squares.mean() / max(1, features.shape[1])
+    tightest, gain = None, -np.inf
     for start in range(0, n_init, size):
-        found, sums, counts = _lloyd(grid, _plus_plus(grid, n_clusters, streams[start : start + size]), max_iter)
-        gains = _gains(sums, counts)
+        state = _begin(grid, _plus_plus(grid, n_clusters, streams[start : start + size]))
+        _lloyd(grid, state, max_iter, least_shift=least_shift)
+        gains = _gains(state)
         best = int(gains.argmax())
-        if gains[best] > gain:
-            gain, labels = gains[best], found[best]
-            centers = (sums[best] / counts[best][:, None] + grid.offset) / grid.scale
-    ranked = by_falling_size(labels)
-    order = np.empty(n_clusters, dtype=np.int64)
-    order[ranked] = labels
-    centers = centers[order]
-    return Clusters(ranked, _inertia(features, ranked, centers), centers)
+        if tightest is None or gains[best] > gain:
+            tightest, gain = _Restarts(*(each[best : best + 1].copy() for each in state)), gains[best]
+    _lloyd(grid, tightest, max_iter, least_shift=0.0)
+    labels = by_falling_size(tightest.labels[0])
+    centers = np.empty_like(tightest.centers[0])
+    centers[labels] = ((tightest.centers[0] + grid.offset) / grid.scale)[tightest.labels[0]]
+    return Clusters(labels, _inertia(features, labels, centers), centers)
 
 
 def _check(features: NDArray, n_clusters: int, n_init: int, max_iter: int) -> None:
@@ -208,64 +224,95 @@ def _lower(products: np.ndarray, candidates: np.ndarray, nearest: np.ndarray, sq
     return totals
 
 
-def _lloyd(
-    grid: _Grid, seeds: NDArray[np.int64], max_iter: int
-) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
-    """Labels, sums and sizes of the clusters of each restart."""
-    n, dims = grid.rows.shape
-    n_restarts, n_clusters = seeds.shape
+def _begin(grid: _Grid, seeds: NDArray[np.int64]) -> _Restarts:
     centers = grid.rows[seeds].astype(np.float64)
-    labels = np.full((n_restarts, n), -1, dtype=np.int32)
-    sums, sizes = np.zeros_like(centers), np.zeros(seeds.shape, dtype=np.int64)
+    labels = np.full((len(seeds), len(grid.rows)), -1, dtype=np.int32)
+    return _Restarts(labels, centers, np.zeros_like(centers), np.zeros(seeds.shape, dtype=np.int64))
+
+
+def _lloyd(grid: _Grid, state: _Restarts, max_iter: int, *, least_shift: float) -> None:
+    """Lloyd's iterations, each restart until no label changes or its centres shift no more than that, squared."""
+    n, dims = grid.rows.shape
     lengths = np.sqrt(grid.squares)
-    active = np.arange(n_restarts)
+    active = np.arange(len(state.sizes))
     for _ in range(max_iter):
-        half = np.square(centers[active]).sum(axis=2) / 2
-        farthest = np.sqrt(2 * half.max(axis=1))
-        per_length = 2.2 * (dims + 2) * _SINGLE * farthest + _TIE
-        moving = centers[active].astype(np.float32).reshape(-1, dims)
+        old = state.centers[active]
+        single = old.astype(np.float32).reshape(-1, dims)
         moved = np.zeros(len(active), dtype=np.bool_)
-        for block in _blocks(n, max(dims, len(moving))):
-            scores = (moving @ grid.rows[block].T).reshape(len(active), n_clusters, -1)
-            _assign(scores, half, per_length, farthest * _TIE, active, block.start, grid.rows, lengths, centers, labels, sums, sizes, moved)
-        active = active[moved]
+        for block in _blocks(n, max(dims, len(single))):
+            products = (single @ grid.rows[block].T).reshape(*old.shape[:2], -1)
+            _assign(products, active, grid.rows[block], lengths[block], state, block.start, moved)
+        for restart in active[(state.sizes[active] == 0).any(axis=1)]:
+            _fill_empty(grid.rows, restart, state)
+        state.centers[active] = state.sums[active] / state.sizes[active][:, :, None]
+        shifts = np.square(state.centers[active] - old).sum(axis=(1, 2))
+        active = active[moved & (shifts > least_shift)]
         if not len(active):
             break
-        for restart in active[(sizes[active] == 0).any(axis=1)]:
-            _fill_empty(grid.rows, centers[restart], labels[restart], sums[restart], sizes[restart])
-        centers[active] = sums[active] / sizes[active][:, :, None]
-    return labels, sums, sizes
 
 
 @numba.njit(parallel=True, cache=True)
 def _assign(
-    products, half, per_length, least, active, start, rows, lengths, centers, labels, sums, sizes, moved
+    products: np.ndarray,
+    active: np.ndarray,
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    state: _Restarts,
+    start: int,
+    moved: np.ndarray,
 ) -> None:
-    n_active, n_clusters, n = products.shape
-    for position in numba.prange(n_active):
+    """Move rows to their nearest centres: by products of centres and rows, or by distances where these may deceive.
+
+    ``|row - center| ** 2 / 2`` less ``|row| ** 2 / 2`` is taken in single precision. Its error is at most
+    ``(dims + 3) * u * |row| * |center| + 2 * u * |center| ** 2``, with a tenth for terms of higher order.
+    """
+    _, n_clusters, n = products.shape
+    for position in numba.prange(len(active)):
         restart = active[position]
-        for column in range(n):
-            row = start + column
-            best, lowest, second = 0, np.inf, np.inf
-            for cluster in range(n_clusters):
-                score = half[position, cluster] - products[position, cluster, column]
-                if score < lowest:
-                    best, lowest, second = cluster, score, lowest
-                elif score < second:
-                    second = score
-            limit = lowest + per_length[position] * lengths[row] + least[position]
-            if second <= limit:
+        labels, centers = state.labels[restart, start : start + n], state.centers[restart]
+        half = np.array([_square(center) / 2 for center in centers])
+        farthest = np.sqrt(2 * half.max())
+        per_length = 2.2 * (rows.shape[1] + 3) * _SINGLE * farthest + _TIE
+        least = 4.4 * _SINGLE * farthest**2 + _TIE * farthest
+        best, lowest, second = _two_nearest(products[position], half.astype(np.float32))
+        for row in range(n):
+            limit = lowest[row] + per_length * lengths[row] + least
+            new = best[row]
+            if second[row] <= limit:
                 distance = np.inf
                 for cluster in range(n_clusters):
-                    if half[position, cluster] - products[position, cluster, column] <= limit:
-                        other = _distance(rows[row], centers[restart, cluster])
+                    if np.float32(half[cluster]) - products[position, cluster, row] <= limit:
+                        other = _distance(rows[row], centers[cluster])
                         if other < distance - _TIE:
-                            best, distance = cluster, other
-            old = labels[restart, row]
-            if best != old:
-                _move(rows[row], old, best, sums[restart], sizes[restart])
-                labels[restart, row] = best
+                            new, distance = cluster, other
+            if new != labels[row]:
+                _move(rows[row], labels[row], new, state.sums[restart], state.sizes[restart])
+                labels[row] = new
                 moved[position] = True
+
+
+@numba.njit(cache=True)
+def _two_nearest(products: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The nearest centre of each row, its score and that of the next; one centre after the other, without branches."""
+    n_clusters, n = products.shape
+    best = np.zeros(n, dtype=np.int32)
+    lowest, second = np.full(n, np.inf, dtype=np.float32), np.full(n, np.inf, dtype=np.float32)
+    for cluster in range(n_clusters):
+        for row in range(n):
+            score, low, next_low = half[cluster] - products[cluster, row], lowest[row], second[row]
+            loser = low if score < low else score
+            second[row] = loser if loser < next_low else next_low
+            best[row] = cluster if score < low else best[row]
+            lowest[row] = score if score < low else low
+    return best, lowest, second
+
+
+@numba.njit(cache=True)
+def _square(row: np.ndarray) -> float:
+    total = 0.0
+    for value in row:
+        total += value * value
+    return total
 
 
 @numba.njit(cache=True)
@@ -289,31 +336,29 @@ def _move(row: np.ndarray, old: int, new: int, sums: np.ndarray, sizes: np.ndarr
 
 
 @numba.njit(cache=True)
-def _fill_empty(rows: np.ndarray, centers: np.ndarray, labels: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> None:
+def _fill_empty(rows: np.ndarray, restart: int, state: _Restarts) -> None:
     """Give each empty cluster the row farthest from its centre, from a cluster of several."""
+    labels, sizes = state.labels[restart], state.sizes[restart]
     distances = np.empty(len(rows))
     for row in range(len(rows)):
-        distances[row] = _distance(rows[row], centers[labels[row]])
+        distances[row] = _distance(rows[row], state.centers[restart, labels[row]])
     for cluster in np.flatnonzero(sizes == 0):
         farthest = -1
         for row in range(len(rows)):
             if sizes[labels[row]] > 1 and (farthest < 0 or distances[row] > distances[farthest]):
                 farthest = row
-        _move(rows[farthest], labels[farthest], cluster, sums, sizes)
+        _move(rows[farthest], labels[farthest], cluster, state.sums[restart], sizes)
         labels[farthest], distances[farthest] = cluster, 0.0
 
 
 @numba.njit(cache=True)
-def _gains(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _gains(state: _Restarts) -> np.ndarray:
     """What the centres of each restart take off the sum of squares, added in one order on every machine."""
-    n_restarts, n_clusters, dims = sums.shape
+    n_restarts, n_clusters = state.sizes.shape
     gains = np.zeros(n_restarts)
     for restart in range(n_restarts):
         for cluster in range(n_clusters):
-            total = 0.0
-            for dim in range(dims):
-                total += sums[restart, cluster, dim] ** 2
-            gains[restart] += total / sizes[restart, cluster]
+            gains[restart] += _square(state.sums[restart, cluster]) / state.sizes[restart, cluster]
     return gains
 
 
