@@ -23,8 +23,8 @@ BLOCK_BYTES = 32 << 20
 """Products held at a time."""
 BATCH_BYTES = 256 << 20
 """What restarts that advance together hold."""
-TOLERANCE = 1e-4
-"""A restart ends where its centres shift less, squared, than this share of the mean variance; as in scikit-learn."""
+TOLERANCE = 1e-6
+"""A restart ends where its centres shift less than this, squared and summed, in units of the variance of the rows."""
 _GRID_BITS = 24
 """The longest row measures at most 2 ** 24 steps of the grid; single precision holds such integers."""
 _TIE = 2.0**-16
@@ -72,13 +72,14 @@ class _Restarts(NamedTuple):
 def kmeans(features: ArrayLike, n_clusters: int, *, n_init: int = 50, max_iter: int = 500, rng: RNG = 0) -> Clusters:
     """The tightest of several K-means clusterings by Lloyd's algorithm, from greedy k-means++ starts.
 
-    All restarts advance together, until no label changes. Each draws from a stream of its own, so it finds the same
-    whatever ``n_init``. An empty cluster gets the row that is farthest from its centre, as in scikit-learn. Features
-    are first rounded to 2^-24 of the longest row about the mean, and distances that differ by less than 1e-12 of it
-    are equal: the lower cluster wins. Labels are the same on every machine and number of threads.
+    All restarts advance together, until their centres all but stand; the tightest goes on until no label changes.
+    Each draws from a stream of its own, so it finds the same whatever ``n_init``. An empty cluster gets the row that is
+    farthest from its centre, as in scikit-learn. Features are first rounded to 2^-24 of the longest row about the
+    mean, and distances that differ by less than 1e-12 of it are equal: the lower cluster wins. Labels are the same
+    on every machine and number of threads.
 
-    Memory beside the arguments is a single-precision copy of ``features``, and at most about 0.4 GiB, or, where that
-    is more, what one restart needs: 44 bytes a row (``n_clusters`` below 8) and 28 bytes a centre and dimension.
+    Memory beside the arguments is a single-precision copy of ``features``, and at most about 0.5 GiB, or, where that
+    is more, what one restart needs: some 60 bytes a row (``n_clusters`` below 21) and 30 a centre and dimension.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def kmeans(features: ArrayLike, n_clusters: int, *, n_init: int = 50, max_iter: 
     n_init
         Restarts, of which the one of least inertia is kept; the first where several are.
     max_iter
-        Iterations per restart at most.
+        Iterations at most, of each restart and once more of the tightest.
     rng
         Seed or generator.
 
@@ -116,7 +117,7 @@ def kmeans(features: ArrayLike, n_clusters: int, *, n_init: int = 50, max_iter: 
     grid = _grid(features)
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed(rng)).spawn(n_init)]
     size = max(1, BATCH_BYTES // _bytes_of_restart(*features.shape, n_clusters))
-    least_shift = TOLERANCE * grid.squares.mean() / max(1, features.shape[1])
+    least_shift = TOLERANCE * grid.squares.mean()
     tightest, gain = None, -np.inf
     for start in range(0, n_init, size):
         state = _begin(grid, _plus_plus(grid, n_clusters, streams[start : start + size]))
