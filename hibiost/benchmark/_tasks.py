@@ -15,7 +15,7 @@ from .._random import generator
 from ..errors import DataError
 from ..model.retrieval import mixed, neighbours
 from ..spatial import majority_vote
-from ..tl._cluster import kmeans
+from ..tl._cluster import kmeans_labels
 from ..tl._predictor import drawn
 from ._contestants import Embedded
 from ._floors import ridge
@@ -168,8 +168,8 @@ def clustering(case: Case) -> Iterator[Row]:
         if case.embedded is None:
             raw = generator(case.seed).integers(k, size=len(rows))
         else:
-            options = {**K_MEANS, "random_state": case.seed}
-            raw = kmeans(normalize(case.embedded.images[rows]), slide, k, options)
+            options = {**K_MEANS, "rng": case.seed}
+            raw = kmeans_labels(normalize(case.embedded.images[rows]), slide, k, options)
         for method, found in (("raw", raw), ("smoothed", majority_vote(raw, xy[rows], k=VOTERS))):
             for metric in ("ari", "nmi"):
                 value = getattr(metrics, metric)(labels, found)

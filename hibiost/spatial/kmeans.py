@@ -79,7 +79,7 @@ def kmeans(features: ArrayLike, n_clusters: int, *, n_init: int = 50, max_iter: 
     on every machine and number of threads.
 
     Memory beside the arguments is a single-precision copy of ``features``, and at most about 0.5 GiB, or, where that
-    is more, what one restart needs: some 60 bytes a row (``n_clusters`` below 21) and 30 a centre and dimension.
+    is more, what one restart needs: some 50 bytes a row and as many a centre and dimension.
 
     Parameters
     ----------
@@ -116,20 +116,13 @@ def kmeans(features: ArrayLike, n_clusters: int, *, n_init: int = 50, max_iter: 
     _check(features, n_clusters, n_init, max_iter)
     grid = _grid(features)
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed(rng)).spawn(n_init)]
-    size = max(1, BATCH_BYTES // _bytes_of_restart(*features.shape, n_clusters))
-    least_shift = TOLERANCE * grid.squares.mean()
-    tightest, gain = None, -np.inf
-    for start in range(0, n_init, size):
-        state = _begin(grid, _plus_plus(grid, n_clusters, streams[start : start + size]))
-        _lloyd(grid, state, max_iter, least_shift=least_shift)
-        gains = _gains(state)
-        best = int(gains.argmax())
-        if tightest is None or gains[best] > gain:
-            tightest, gain = _Restarts(*(each[best : best + 1].copy() for each in state)), gains[best]
-    _lloyd(grid, tightest, max_iter, least_shift=0.0)
-    labels = by_falling_size(tightest.labels[0])
-    centers = np.empty_like(tightest.centers[0])
-    centers[labels] = ((tightest.centers[0] + grid.offset) / grid.scale)[tightest.labels[0]]
+    size = max(1, BATCH_BYTES // _bytes_of_restart(len(features), features.shape[1], n_clusters))
+    batches = (streams[start : start + size] for start in range(0, n_init, size))
+    best = max((_tightest(grid, n_clusters, batch, max_iter) for batch in batches), key=lambda one: _gains(one)[0])
+    _lloyd(grid, best, max_iter, least_shift=0.0)
+    labels = by_falling_size(best.labels[0])
+    centers = np.empty_like(best.centers[0])
+    centers[labels] = ((best.centers[0] + grid.offset) / grid.scale)[best.labels[0]]
     return Clusters(labels, _inertia(features, labels, centers), centers)
 
 
@@ -158,7 +151,7 @@ def _n_trials(n_clusters: int) -> int:
 
 
 def _bytes_of_restart(n: int, dims: int, n_clusters: int) -> int:
-    return n * (8 * _n_trials(n_clusters) + 12) + 28 * n_clusters * dims
+    return 8 * n * (_n_trials(n_clusters) + 3) + 48 * n_clusters * dims
 
 
 def _grid(features: NDArray) -> _Grid:
@@ -223,6 +216,14 @@ def _lower(products: np.ndarray, candidates: np.ndarray, nearest: np.ndarray, sq
                 total += products[restart, trial, row]
             totals[restart, trial] = total
     return totals
+
+
+def _tightest(grid: _Grid, n_clusters: int, streams: list[np.random.Generator], max_iter: int) -> _Restarts:
+    """The best of as many restarts."""
+    state = _begin(grid, _plus_plus(grid, n_clusters, streams))
+    _lloyd(grid, state, max_iter, least_shift=TOLERANCE * grid.squares.mean())
+    one = [int(_gains(state).argmax())]
+    return _Restarts(state.labels[one], state.centers[one], state.sums[one], state.sizes[one])
 
 
 def _begin(grid: _Grid, seeds: NDArray[np.int64]) -> _Restarts:
@@ -343,7 +344,9 @@ def _fill_empty(rows: np.ndarray, restart: int, state: _Restarts) -> None:
     distances = np.empty(len(rows))
     for row in range(len(rows)):
         distances[row] = _distance(rows[row], state.centers[restart, labels[row]])
-    for cluster in np.flatnonzero(sizes == 0):
+    for cluster in range(len(sizes)):
+        if sizes[cluster] > 0:
+            continue
         farthest = -1
         for row in range(len(rows)):
             if sizes[labels[row]] > 1 and (farthest < 0 or distances[row] > distances[farthest]):

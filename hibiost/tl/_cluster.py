@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 
 from .. import inputs, keys
 from .._random import RNG, generator, seed
 from ..errors import DataError, nearest
 from ..settings import logger
-from ..spatial import majority_vote
+from ..spatial import kmeans, majority_vote
 from ..spatial.regions import by_falling_size
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ def cluster(
         are. The silhouette of a large slide is measured on 2,000 of its spots, drawn by ``rng`` and the same for all
         numbers.
     use_rep
-        Representation in ``obsm``, dense or sparse, such as ``"X_hibiost_image"`` or ``"X_hibiost_gene"``; each row is
-        l2-normalised first. ``"joint"`` is both of these side by side, as in eq 7.
+        Representation in ``obsm``, such as ``"X_hibiost_image"`` or ``"X_hibiost_gene"``; each row is l2-normalised
+        first. ``"joint"`` is both of these side by side, as in eq 7. A dense one is clustered by
+        :func:`hibiost.spatial.kmeans`, a sparse one by scikit-learn, slower.
     together
         One K-means over all slides, so that a cluster means the same on each; the vote stays within slides.
     n_neighbors
@@ -118,7 +120,7 @@ def cluster(
     candidates = _candidates(n_clusters, groups)
 
     random_state = seed(rng)
-    options = {"n_init": n_init, "max_iter": max_iter, "random_state": random_state}
+    options = {"n_init": n_init, "max_iter": max_iter, "rng": random_state}
     found = {group: _choose(features[rows], group, candidates[group], options) for group, rows in groups.items()}
     raw, smooth = np.empty((2, adata.n_obs), dtype=np.int64)
     for group, rows in groups.items():
@@ -201,12 +203,12 @@ class _Choice(NamedTuple):
 
 def _choose(features: Any, group: str, numbers: list[int], options: dict[str, int]) -> _Choice:
     """The clusters of highest silhouette."""
-    found = [kmeans(features, group, number, options) for number in numbers]
+    found = [kmeans_labels(features, group, number, options) for number in numbers]
     if len(numbers) == 1:
         return _Choice(numbers[0], found[0], [])
     sample = np.arange(features.shape[0])
     if len(sample) > SILHOUETTE_SPOTS:
-        sample = generator(options["random_state"]).choice(sample, SILHOUETTE_SPOTS, replace=False)
+        sample = generator(options["rng"]).choice(sample, SILHOUETTE_SPOTS, replace=False)
     scores = [_silhouette(features[sample], labels[sample]) for labels in found]
     best = int(np.argmax(scores))
     return _Choice(numbers[best], found[best], scores)
@@ -232,17 +234,29 @@ def _table(found: dict[str, _Choice], candidates: dict[str, list[int]]) -> dict[
     return table | chosen if scores.size else table
 
 
-def kmeans(features: Any, group: str, n_clusters: int, options: dict[str, int]) -> NDArray[np.int64]:
-    """K-means labels of unit rows, 0 for the largest cluster; one thread, since sums depend on how many there are."""
+def kmeans_labels(features: Any, group: str, n_clusters: int, options: dict[str, int]) -> NDArray[np.int64]:
+    """K-means labels, 0 for the largest cluster; sparse features stay so, and scikit-learn clusters them."""
+    try:
+        if sparse.issparse(features):
+            return _of_sparse(features, n_clusters, **options)
+        return kmeans(features, n_clusters, **options).labels
+    except DataError as error:
+        raise DataError(f"slide {group!r}: {error}") from error
+
+
+def _of_sparse(
+    features: sparse.csr_matrix, n_clusters: int, *, n_init: int, max_iter: int, rng: int
+) -> NDArray[np.int64]:
+    """One thread, since scikit-learn's sums depend on how many there are."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    kmeans = KMeans(n_clusters, **options)
+    estimator = KMeans(n_clusters, n_init=n_init, max_iter=max_iter, random_state=rng)
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            labels = kmeans.fit_predict(features)
+            labels = estimator.fit_predict(features)
         except ConvergenceWarning as warning:
-            raise DataError(f"slide {group!r} holds fewer than n_clusters = {n_clusters} distinct spots.") from warning
+            raise DataError(f"fewer than n_clusters = {n_clusters} distinct rows.") from warning
     return by_falling_size(labels)

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from hibiost import metrics
 from hibiost.errors import DataError, MissingSlotError
-from hibiost.spatial import majority_vote
+from hibiost.spatial import kmeans, majority_vote
 from hibiost.tl._cluster import cluster
 
 REP = "X_hibiost_image"
@@ -124,8 +124,7 @@ def test_the_number_of_highest_silhouette_is_chosen(adata, n_clusters):
         rows = (adata.obs["library_id"] == slide).to_numpy()
         features = unit(adata.obsm[REP][rows])
         expected = [
-            silhouette_score(features, KMeans(k, n_init=5, max_iter=500, random_state=0).fit_predict(features))
-            for k in (2, 3, 4, 5)
+            silhouette_score(features, kmeans(features, k, n_init=5, max_iter=500, rng=0).labels) for k in (2, 3, 4, 5)
         ]
         np.testing.assert_allclose(scores, expected, rtol=1e-4)
         assert chosen == 2 + np.argmax(expected) == adata.obs.loc[rows, "cluster_raw"].nunique()
