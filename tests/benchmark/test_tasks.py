@@ -50,7 +50,7 @@ def test_clustering(case):
     for slide, spots in case.slides.items():
         labels = case.adata.obs["region_truth"].iloc[spots]
         k = labels.nunique()
-        found = KMeans(k, n_init=50, max_iter=500, random_state=0).fit_predict(case.embedded.images[spots])
+        found = KMeans(k, n_init=500, max_iter=500, random_state=0).fit_predict(case.embedded.images[spots])
         found = pd.Series(found).map(pd.Series(found).value_counts().rank(ascending=False, method="first")).to_numpy()
         smooth = hb.spatial.majority_vote(found, case.adata.obsm["spatial"][spots], k=5)
         for method, clusters in (("raw", found), ("smoothed", smooth)):
