@@ -67,8 +67,7 @@ def labels_and_neighbors(labels: ArrayLike, xy: ArrayLike, k: int) -> tuple[NDAr
     k = min(k, len(xy) - 1)
     if k < 1:
         return labels, np.empty((len(xy), 0), dtype=np.intp)
-    workers = numba.get_num_threads()
-    _, candidates = KDTree(xy).query(xy, k=min(len(xy), k + 1 + _TIED), workers=workers)
+    _, candidates = KDTree(xy).query(xy, k=min(len(xy), k + 1 + _TIED), workers=numba.get_num_threads())
     return labels, _nearest(candidates, xy, k)
 
 
