@@ -1,6 +1,6 @@
 """Kernels on spot coordinates: neighbours, regions, votes; arrays in, arrays out."""
 
-from .kmeans import kmeans
+from .clusters import kmeans
 from .neighbors import fused_neighbors, region_graph
 from .regions import coherence, leiden, modularity
 from .vote import majority_vote

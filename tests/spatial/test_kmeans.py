@@ -16,9 +16,8 @@ from sklearn.cluster import KMeans
 import hibiost as hb
 from hibiost import metrics
 from hibiost.errors import DataError
+from hibiost.spatial import clusters as module
 from hibiost.spatial import kmeans
-
-module = sys.modules["hibiost.spatial.kmeans"]
 
 
 def squared(a, b):
