@@ -1,34 +1,40 @@
-"""Gene sentences: hibiost beside NumPy and scikit-learn, on synthetic counts of 18,000 genes, about 3,000 a spot.
+"""Gene sentences: hibiost beside NumPy and scikit-learn, on synthetic counts of 18,000 genes.
 
-Run ``python benchmarks/sentences.py [n_spots ...]``; each way runs in turn, and medians and ratios are printed.
+``python benchmarks/sentences.py`` measures 50,000 spots (about 3,000 genes each) and 500,000 bins (about 200) and writes
+``docs/speed/sentences.*``; ``python benchmarks/sentences.py N`` measures N spots and ten times as many bins.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from functools import partial
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
+from _bench import Table, seconds_of
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfTransformer
 
 import hibiost as hb
 
-N_VARS, WORDS, N_GENES, ROUNDS = 18_000, 3_000, 250, 5
+N_VARS, N_GENES = 18_000, 250
+SPOTS, BINS = 3_000, 110
+"""Words that give about 3,000 genes a spot and 200 a bin."""
+OURS = "hb.pp.tfidf_sentences(weights=False)"
 
 
-def synthetic(n_spots: int) -> sparse.csr_matrix:
-    """Counts with few common and many rare genes; rows are drawn 1,000 at a time and repeated beyond 5,000."""
+def synthetic(n_spots: int, words: int = SPOTS) -> sparse.csr_matrix:
+    """Counts with few common and many rare genes; rows are drawn 500 at a time and repeated beyond 2,000."""
     rng = np.random.default_rng(0)
     share = np.exp(rng.normal(0, 1.5, N_VARS))
-    rate = 2.0 * WORDS * share / share.sum()
+    rate = 2.0 * words * share / share.sum()
     blocks = [
-        sparse.csr_matrix(rng.poisson(rate * rng.gamma(2, 0.5, (1_000, 1))).astype(np.float32))
-        for _ in range(min(n_spots, 5_000) // 1_000)
+        sparse.csr_matrix(rng.poisson(rate * rng.gamma(2, 0.5, (500, 1))).astype(np.float32))
+        for _ in range(-(-min(n_spots, 2_000) // 500))
     ]
-    return sparse.vstack([blocks[i % len(blocks)] for i in range(n_spots // 1_000)], format="csr")
+    return sparse.vstack([blocks[i % len(blocks)] for i in range(-(-n_spots // 500))], format="csr")[:n_spots]
 
 
 def best_of_rows(weights: sparse.csr_matrix) -> np.ndarray:
@@ -60,37 +66,53 @@ def with_sklearn(counts: sparse.csr_matrix) -> np.ndarray:
     return best_of_rows(TfidfTransformer(norm="l1", smooth_idf=True).fit_transform(logs).tocsr())
 
 
-def with_arrays(counts: sparse.csr_matrix) -> np.ndarray:
-    """``hibiost.genes`` on arrays."""
-    idf = hb.genes.idf(hb.genes.document_frequency(counts), counts.shape[0])
-    return hb.genes.top_genes(hb.genes.tfidf(counts, idf), N_GENES)
-
-
-def with_verb(counts: sparse.csr_matrix) -> np.ndarray:
+def with_verb(adata: ad.AnnData, *, weights: bool) -> np.ndarray:
     """``hibiost.pp.tfidf_sentences``: checks the counts and writes the slots too."""
+    hb.pp.tfidf_sentences(adata, n_genes=N_GENES, weights=weights)
+    return adata.obsm.pop("gene_sentence")
+
+
+def with_file(path: Path) -> np.ndarray:
+    """The same on counts in a file, never in memory as a whole."""
+    return with_verb(ad.read_h5ad(path, backed="r"), weights=False)
+
+
+def measure(table: Table, name: str, counts: sparse.csr_matrix, folder: Path) -> None:
+    """One size; the sentences in memory and from the file must be the same, and NumPy's but for what rounding swaps."""
+    path = folder / "counts.h5ad"
     adata = ad.AnnData(counts)
-    hb.pp.tfidf_sentences(adata, n_genes=N_GENES)
-    return adata.obsm["gene_sentence"]
+    adata.write_h5ad(path)
+    n_spots = counts.shape[0]
+    found = table.measure(
+        f"{n_spots:,} {name} x {N_VARS:,} genes, {counts.nnz / n_spots:,.0f} a {name[:-1]}",
+        {
+            OURS: partial(with_verb, adata, weights=False),
+            "with layers['tfidf']": partial(with_verb, adata.copy(), weights=True),
+            "counts in a file": partial(with_file, path),
+            "NumPy": partial(with_numpy, counts),
+            "scikit-learn": partial(with_sklearn, counts),
+        },
+        limit=seconds_of(bytes_moved=counts.data.nbytes + counts.indices.nbytes + 4 * N_GENES * n_spots),
+    )
+    if not np.array_equal(found[OURS], found["counts in a file"]):
+        raise SystemExit("the sentences from the file differ.")
+    agreement = (found[OURS] == found["NumPy"]).mean()
+    if agreement < 0.98:
+        raise SystemExit(f"only {agreement:.1%} of the places agree with NumPy's.")
 
 
-def measure(n_spots: int) -> None:
-    """Print the medians of interleaved runs."""
-    counts = synthetic(n_spots)
-    ways: list[Callable[[sparse.csr_matrix], np.ndarray]] = [with_verb, with_arrays, with_numpy, with_sklearn]
-    seconds: dict[str, list[float]] = {way.__name__: [] for way in ways}
-    for _ in range(ROUNDS):
-        for way in ways:
-            start = time.perf_counter()
-            way(counts)
-            seconds[way.__name__].append(time.perf_counter() - start)
-    ours = np.median(seconds["with_verb"])
-    print(f"{n_spots:,} x {N_VARS:,}, {counts.nnz / n_spots:,.0f} genes a spot")
-    for name, runs in seconds.items():
-        print(f"  {name:13s} {np.median(runs):8.3f} s   x {np.median(runs) / ours:.1f}")
+def main(sizes: list[int]) -> None:
+    """Measure the sizes given, or the default one and write it."""
+    hb.settings.verbosity = "error"
+    table = Table("sentences", "Gene sentences: TF-IDF weights and the best 250 genes of each spot.", OURS)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Table("", "", OURS), "spots", synthetic(500), Path(folder))  # compiles
+        for n_spots in sizes or [50_000]:
+            measure(table, "spots", synthetic(n_spots), Path(folder))
+            measure(table, "bins", synthetic(10 * n_spots, BINS), Path(folder))
+    if not sizes:
+        table.write()
 
 
 if __name__ == "__main__":
-    hb.settings.verbosity = "error"
-    with_verb(synthetic(1_000))
-    for size in map(int, sys.argv[1:] or ("5000", "50000")):
-        measure(size)
+    main(list(map(int, sys.argv[1:])))

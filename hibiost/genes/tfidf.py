@@ -7,6 +7,7 @@ ranks are taken on those float32 weights. So results are the same whatever the n
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numba
@@ -20,8 +21,13 @@ Selection: TypeAlias = Literal["tfidf", "top", "hvg"]
 EPSILON = 1e-8
 """Added to the denominator of eq 1."""
 _TABLE = 1 << 16
-_BLOCK = 20_000
+_PARTS = 64
+"""Parts into which rows are dealt out; each has memory for one row to compute in."""
 _BUCKETS = 1024
+_SAMPLE = 8
+"""Of long rows, one in so many weights tells where about the best lie."""
+_OCTAVE = np.uint32(17)
+"""Bits of a float32 below its exponent and the first six of its digits."""
 _LARGE = 128
 """Size of a bucket from which on an insertion sort no longer pays."""
 _LOW = np.uint64(0xFFFFFFFF)
@@ -103,14 +109,8 @@ def tfidf(counts: Any, idf: Any) -> sparse.csr_matrix:
     [[0.0, 0.0], [0.0, 1.0]]
     """
     matrix = _csr(counts)
-    idf = np.ascontiguousarray(idf, dtype=np.float64)
-    if idf.shape != (matrix.shape[1],):
-        raise DataError(f"idf has shape {idf.shape}; expected one value for each of the {matrix.shape[1]} genes.")
-    lowest, highest = matrix.data.min(initial=0), matrix.data.max(initial=0)
-    if not (lowest >= 0 and highest < np.inf):
-        raise DataError("counts hold negative, NaN or infinite values; expected raw counts.")
-    table = np.log1p(np.arange(min(float(highest), _TABLE - 1) + 1))
-    weights = _weights(matrix.indptr, matrix.indices, matrix.data, idf, table)
+    weights, finite = _weights(matrix.indptr, matrix.indices, matrix.data, _checked(idf, matrix.shape[1]), _log_table())
+    _check_finite(finite)
     result = sparse.csr_matrix((weights, matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
     result.has_canonical_format = True
     return result
@@ -151,11 +151,11 @@ def top_genes(weights: Any, n_genes: int, *, among: Any = None) -> np.ndarray:
     among = np.ones(matrix.shape[1], dtype=bool) if among is None else np.ascontiguousarray(among, dtype=bool)
     if among.shape != (matrix.shape[1],):
         raise DataError(f"among has shape {among.shape}; expected one value for each of the {matrix.shape[1]} genes.")
-    return _top_genes(matrix.indptr, matrix.indices, matrix.data.astype(np.float32, copy=False), n_genes, among)
+    return _top_genes(matrix.indptr, matrix.indices, matrix.data, n_genes, among)
 
 
 def select_genes(
-    counts: sparse.csr_matrix,
+    counts: sparse.csr_matrix | Iterable[sparse.csr_matrix],
     weights: sparse.csr_matrix | np.ndarray,
     *,
     n_genes: int,
@@ -168,10 +168,10 @@ def select_genes(
     Parameters
     ----------
     counts
-        Raw counts, n_obs x n_vars.
+        Raw counts, n_obs x n_vars; or blocks of their rows, in order, gone through once, and with ``"hvg"`` twice.
     weights
-        TF-IDF weights of them; or the inverse document frequency, (n_vars,), by which they are computed for 20,000
-        spots at a time.
+        TF-IDF weights of them; or the inverse document frequency, (n_vars,), by which they are computed for a spot at a
+        time.
     n_genes
         Length of a sentence.
     selection
@@ -180,11 +180,16 @@ def select_genes(
     among
         Mask of the genes that may enter a sentence, (n_vars,).
     slides
-        Rows of each slide.
+        Rows of each slide; together all rows.
 
     Returns
     -------
     int32, n_obs x n_genes, as of :func:`top_genes`.
+
+    Raises
+    ------
+    DataError
+        Negative, NaN or infinite counts, or an inverse document frequency of another length.
 
     Examples
     --------
@@ -199,32 +204,79 @@ def select_genes(
     >>> select_genes(counts, weights, selection="top", **options).tolist()
     [[0, 1], [0, 2]]
     """
-    if selection == "tfidf":
-        if sparse.issparse(weights):
-            return top_genes(weights, n_genes, among=among)
-        sentences = np.empty((counts.shape[0], n_genes), dtype=np.int32)
-        for start in range(0, counts.shape[0], _BLOCK):
-            block = slice(start, start + _BLOCK)
-            sentences[block] = top_genes(tfidf(counts[block], weights), n_genes, among=among)
-        return sentences
-    if selection == "top":
-        return top_genes(counts, n_genes, among=among)
-    from sklearn.utils.sparsefuncs import mean_variance_axis
-
-    sentences = np.full((counts.shape[0], n_genes), -1, dtype=np.int32)
-    for rows in slides:
-        slide = counts[rows]
-        _, variance = mean_variance_axis(slide.astype(np.float64).log1p(), axis=0)
-        variable = top_genes(variance[None], n_genes, among=among)[0]
-        of_slide = np.zeros_like(among)
-        of_slide[variable[variable >= 0]] = True
-        sentences[rows] = top_genes(slide, n_genes, among=of_slide)
+    if selection == "tfidf" and sparse.issparse(weights):
+        return top_genes(weights, n_genes, among=among)
+    blocks = [counts] if sparse.issparse(counts) else counts
+    slides = list(slides)
+    variable = _variable_genes(blocks, n_genes, among, slides) if selection == "hvg" else []
+    sentences = np.empty((sum(map(len, slides)), n_genes), dtype=np.int32)
+    start = 0
+    for block in blocks:
+        rows = slice(start, start := start + block.shape[0])
+        if selection == "tfidf":
+            sentences[rows] = _best_by_tfidf(block, weights, n_genes, among)
+        elif selection == "top":
+            sentences[rows] = top_genes(block, n_genes, among=among)
+        for slide, mask in zip(slides, variable, strict=False):
+            here = slide[(slide >= rows.start) & (slide < rows.stop)]
+            sentences[here] = top_genes(block[here - rows.start], n_genes, among=mask)
     return sentences
+
+
+def _best_by_tfidf(counts: sparse.csr_matrix, idf: np.ndarray, n_genes: int, among: np.ndarray) -> np.ndarray:
+    """``top_genes(tfidf(counts, idf), n_genes, among=among)`` without the weights in memory."""
+    matrix = _csr(counts)
+    idf = np.where(among & (idf > 0), _checked(idf, matrix.shape[1]), 0.0)
+    best, finite = _sentences(matrix.indptr, matrix.indices, matrix.data, idf, _log_table(), n_genes)
+    _check_finite(finite)
+    return best
+
+
+def _variable_genes(
+    blocks: Iterable[sparse.csr_matrix], n_genes: int, among: np.ndarray, slides: list[np.ndarray]
+) -> list[np.ndarray]:
+    """For each slide a mask of the genes of ``among`` whose log1p counts vary most over it."""
+    from sklearn.utils.sparsefuncs import incr_mean_variance_axis
+
+    moments: list[dict[str, Any]] = [
+        {"last_mean": np.zeros(among.size), "last_var": np.zeros(among.size), "last_n": 0} for _ in slides
+    ]
+    start = 0
+    for block in blocks:
+        stop = start + block.shape[0]
+        for slide, moment in zip(slides, moments, strict=True):
+            here = slide[(slide >= start) & (slide < stop)]
+            if here.size:
+                logs = block[here - start].astype(np.float64).log1p()
+                moment.update(zip(moment, incr_mean_variance_axis(logs, axis=0, **moment), strict=True))
+        start = stop
+    masks = []
+    for moment in moments:
+        variable = top_genes(moment["last_var"][None], n_genes, among=among)[0]
+        masks.append(np.isin(np.arange(among.size), variable))
+    return masks
+
+
+def _checked(idf: Any, n_genes: int) -> np.ndarray:
+    idf = np.ascontiguousarray(idf, dtype=np.float64)
+    if idf.shape != (n_genes,):
+        raise DataError(f"idf has shape {idf.shape}; expected one value for each of the {n_genes} genes.")
+    return idf
+
+
+def _check_finite(finite: np.ndarray) -> None:
+    if not finite.all():
+        raise DataError("counts hold negative, NaN or infinite values; expected raw counts.")
+
+
+@cache
+def _log_table() -> np.ndarray:
+    return np.log1p(np.arange(_TABLE, dtype=np.float64))
 
 
 def _csr(matrix: Any) -> sparse.csr_matrix:
     """CSR with sorted indices and no duplicates; the input is left as it is."""
-    result = sparse.csr_matrix(matrix)
+    result = matrix if isinstance(matrix, sparse.csr_matrix) else sparse.csr_matrix(matrix)
     if not result.has_canonical_format:
         result = result.copy()
         result.sum_duplicates()
@@ -233,94 +285,176 @@ def _csr(matrix: Any) -> sparse.csr_matrix:
 
 @numba.njit(parallel=True, cache=True)
 def _document_frequency(indices: np.ndarray, data: np.ndarray, n_genes: int, n_blocks: int) -> np.ndarray:
-    partial = np.zeros((n_blocks, n_genes), dtype=np.int64)
+    partial = np.zeros((n_blocks, n_genes), dtype=np.int32)
     for block in numba.prange(n_blocks):
         for i in range(data.size * block // n_blocks, data.size * (block + 1) // n_blocks):
-            if data[i] > 0:
-                partial[block, indices[i]] += 1
+            partial[block, indices[i]] += data[i] > 0
     return partial.sum(axis=0)
 
 
 @numba.njit(cache=True)
 def _log1p(value: float, table: np.ndarray) -> float:
-    """log1p of a number from 0 on, by table for the whole numbers in it (counts nearly always are)."""
+    """log1p of a number from 0 on, by table for the whole numbers in it (counts nearly always are); else NaN."""
     whole = np.int64(value)
-    if whole < table.size and whole == value:
+    if 0 <= whole < table.size and whole == value:
         return table[whole]
-    return np.log1p(np.float64(value))
+    return np.log1p(np.float64(value)) if value >= 0 else np.nan
+
+
+@numba.njit(cache=True)
+def _weigh(
+    counts: np.ndarray, genes: np.ndarray, idf: np.ndarray, table: np.ndarray, logs: np.ndarray, weights: np.ndarray
+) -> bool:
+    """Write the weights of one row; False where its counts are none."""
+    total = 0.0
+    for i in range(counts.size):
+        logs[i] = _log1p(counts[i], table)
+        total += logs[i]
+    scale = 1.0 / (total + EPSILON)
+    for i in range(counts.size):
+        weights[i] = np.float32(logs[i] * idf[genes[i]] * scale)
+    return np.isfinite(total)
 
 
 @numba.njit(parallel=True, cache=True)
 def _weights(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, idf: np.ndarray, table: np.ndarray
-) -> np.ndarray:
-    weights = np.empty(data.size, dtype=np.float32)
-    for row in numba.prange(indptr.size - 1):
-        total = 0.0
-        for i in range(indptr[row], indptr[row + 1]):
-            total += _log1p(data[i], table)
-        scale = 1.0 / (total + EPSILON)
-        for i in range(indptr[row], indptr[row + 1]):
-            weights[i] = np.float32(_log1p(data[i], table) * idf[indices[i]] * scale)
-    return weights
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights, and of each part of the rows whether its counts are numbers from 0 on."""
+    n_rows, longest = indptr.size - 1, np.max(np.diff(indptr)) if indptr.size > 1 else 0
+    weights, finite = np.empty(data.size, dtype=np.float32), np.ones(_PARTS, dtype=np.bool_)
+    for part in numba.prange(_PARTS):
+        logs = np.empty(longest)
+        for row in range(n_rows * part // _PARTS, n_rows * (part + 1) // _PARTS):
+            window = slice(indptr[row], indptr[row + 1])
+            finite[part] &= _weigh(data[window], indices[window], idf, table, logs, weights[window])
+    return weights, finite
+
+
+@numba.njit(parallel=True, cache=True)
+def _sentences(
+    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, idf: np.ndarray, table: np.ndarray, n_genes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best genes by weight, and of each part of the rows whether its counts are numbers from 0 on."""
+    n_rows, longest = indptr.size - 1, np.max(np.diff(indptr)) if indptr.size > 1 else 0
+    best, finite = np.empty((n_rows, n_genes), dtype=np.int32), np.ones(_PARTS, dtype=np.bool_)
+    for part in numba.prange(_PARTS):
+        logs, weights, keys = np.empty(longest), np.empty(longest, dtype=np.float32), _room(longest)
+        for row in range(n_rows * part // _PARTS, n_rows * (part + 1) // _PARTS):
+            window = slice(indptr[row], indptr[row + 1])
+            of_row = weights[: indptr[row + 1] - indptr[row]]
+            finite[part] &= _weigh(data[window], indices[window], idf, table, logs, of_row)
+            _write_best(indices[window], of_row, best[row], keys)
+    return best, finite
 
 
 @numba.njit(parallel=True, cache=True)
 def _top_genes(
     indptr: np.ndarray, indices: np.ndarray, weights: np.ndarray, n_genes: int, among: np.ndarray
 ) -> np.ndarray:
-    best = np.full((indptr.size - 1, n_genes), -1, dtype=np.int32)
-    for row in numba.prange(indptr.size - 1):
-        start, stop = indptr[row], indptr[row + 1]
-        bits = weights[start:stop].view(np.uint32)
-        keys = np.empty(stop - start, dtype=np.uint64)
-        n = 0
-        for i in range(stop - start):
-            gene = indices[start + i]
-            if weights[start + i] > 0 and among[gene]:
-                keys[n] = (np.uint64(bits[i]) << np.uint64(32)) | (_LOW - np.uint64(gene))
-                n += 1
-        keys = _highest(keys[:n], n_genes)
-        for i in range(keys.size):
-            best[row, i] = np.int32(_LOW - (keys[i] & _LOW))
+    n_rows, longest = indptr.size - 1, np.max(np.diff(indptr)) if indptr.size > 1 else 0
+    best = np.empty((n_rows, n_genes), dtype=np.int32)
+    for part in numba.prange(_PARTS):
+        entering, keys = np.empty(longest, dtype=np.float32), _room(longest)
+        for row in range(n_rows * part // _PARTS, n_rows * (part + 1) // _PARTS):
+            start, stop = indptr[row], indptr[row + 1]
+            for i in range(start, stop):
+                weight = np.float32(weights[i])
+                entering[i - start] = weight if weight > 0 and among[indices[i]] else np.float32(0)
+            _write_best(indices[start:stop], entering[: stop - start], best[row], keys)
     return best
 
 
 @numba.njit(cache=True)
-def _highest(keys: np.ndarray, k: int) -> np.ndarray:
-    """The ``k`` highest of ``keys`` (no two alike), falling.
+def _room(longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Memory for the keys of a row, for the same in order, and for the ends of buckets."""
+    return (
+        np.empty(longest + 1, dtype=np.uint64),
+        np.empty(longest, dtype=np.uint64),
+        np.empty(_BUCKETS, dtype=np.int32),
+    )
 
-    Keys are counted by bucket, those of the buckets that reach into the best ``k`` are laid out bucket by bucket, and
-    an insertion sort, which then moves keys within their bucket only, puts them in order.
+
+@numba.njit(cache=True)
+def _write_best(
+    genes: np.ndarray, weights: np.ndarray, best: np.ndarray, room: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> None:
+    """Write the genes of the highest weights above zero, highest first, then -1; weights are from 0 on.
+
+    As bits, such weights are in the order of whole numbers; a key has the weight above, the gene (falling) below.
     """
-    if keys.size == 0:
-        return keys
+    keys, ordered, ends = room
+    bits = weights.view(np.uint32)
+    floor = _floor(bits, best.size, ends) if bits.size > 2 * best.size else np.uint32(1)
+    n = _collect(bits, genes, floor, keys)
+    if n < best.size and floor > 1:
+        n = _collect(bits, genes, np.uint32(1), keys)
+    if n:
+        _order(keys[:n], ordered[:n], ends)
+    for place in range(best.size):
+        best[place] = np.int32(_LOW - (ordered[place] & _LOW)) if place < n else -1
+
+
+@numba.njit(cache=True)
+def _floor(bits: np.ndarray, k: int, ends: np.ndarray) -> np.uint32:
+    """What about half as many again as ``k`` weights reach, judged by a sample; 1 where that cannot be told."""
+    highest = np.uint32(0)
+    for each in bits:
+        highest = max(highest, each)
+    top = np.int64(highest >> _OCTAVE)
+    ends[:] = 0
+    for i in range(0, bits.size, _SAMPLE):
+        ends[min(top - np.int64(bits[i] >> _OCTAVE), _BUCKETS - 1)] += 1
+    n, wanted = 0, 3 * k // (2 * _SAMPLE) + 8
+    for bucket in range(min(top, _BUCKETS - 1)):
+        n += ends[bucket]
+        if n >= wanted:
+            return np.uint32((top - bucket) << _OCTAVE)
+    return np.uint32(1)
+
+
+@numba.njit(cache=True)
+def _collect(bits: np.ndarray, genes: np.ndarray, floor: np.uint32, keys: np.ndarray) -> int:
+    """Write the keys of the weights from ``floor`` on, without a branch; their number."""
+    n = 0
+    for i in range(bits.size):
+        keys[n] = (np.uint64(bits[i]) << np.uint64(32)) | (_LOW - np.uint64(genes[i]))
+        n += bits[i] >= floor
+    return n
+
+
+@numba.njit(cache=True)
+def _order(keys: np.ndarray, ordered: np.ndarray, ends: np.ndarray) -> None:
+    """Write keys (no two alike) in falling order: laid out bucket by bucket, then by an insertion sort.
+
+    The sort moves keys within their bucket only; where one is large, a general sort is quicker.
+    """
     low, high = keys.min(), keys.max()
+    n_buckets = 64
+    while n_buckets < min(2 * keys.size, _BUCKETS):
+        n_buckets *= 2
     shift = np.uint64(0)
-    while (high - low) >> shift >= _BUCKETS:
+    while (high - low) >> shift >= n_buckets:
         shift += np.uint64(1)
-    sizes = np.zeros(_BUCKETS, dtype=np.int64)
+    ends[:n_buckets] = 0
     for key in keys:
-        sizes[(key - low) >> shift] += 1
-    place, n, largest = np.empty(_BUCKETS, dtype=np.int64), 0, 0
-    lowest = _BUCKETS
-    while n < k and lowest > 0:
-        lowest -= 1
-        place[lowest] = n
-        n += sizes[lowest]
-        largest = max(largest, sizes[lowest])
-    best = np.empty(n, dtype=np.uint64)
+        ends[np.int64((high - key) >> shift)] += 1
+    n, largest = 0, 0
+    for bucket in range(n_buckets):
+        size = ends[bucket]
+        ends[bucket] = n
+        n += size
+        largest = max(largest, size)
     for key in keys:
-        bucket = np.int64((key - low) >> shift)
-        if bucket >= lowest:
-            best[place[bucket]] = key
-            place[bucket] += 1
+        bucket = np.int64((high - key) >> shift)
+        ordered[ends[bucket]] = key
+        ends[bucket] += 1
     if largest > _LARGE:
-        return np.sort(best)[::-1][:k]
+        ordered[:] = np.sort(ordered)[::-1]
+        return
     for i in range(1, n):
-        key, j = best[i], i
-        while j > 0 and best[j - 1] < key:
-            best[j] = best[j - 1]
+        key, j = ordered[i], i
+        while j > 0 and ordered[j - 1] < key:
+            ordered[j] = ordered[j - 1]
             j -= 1
-        best[j] = key
-    return best[:k]
+        ordered[j] = key

@@ -178,8 +178,11 @@ class Vocabulary:
     def _sum(cls, entries: Iterable[_Entry], min_spots: int, metadata: Mapping[str, int]) -> Vocabulary:
         places: dict[str, int] = {}
         n_spots = n_measured = np.zeros(0, dtype=np.int64)
+        before: Iterable[str] | None = None
         for names, seen, measured in entries:
-            at = np.array([places.setdefault(name, len(places)) for name in names], dtype=np.int64)
+            if names is not before:
+                at = np.array([places.setdefault(name, len(places)) for name in names], dtype=np.int64)
+            before = names
             n_spots = np.append(n_spots, np.zeros(len(places) - n_spots.size, dtype=np.int64))
             n_measured = np.append(n_measured, np.zeros(len(places) - n_measured.size, dtype=np.int64))
             n_spots[at] += seen
@@ -340,8 +343,11 @@ class Vocabulary:
 
 
 def _counted(slides: Iterable[tuple[Iterable[str], Any]]) -> Iterator[_Entry]:
+    before: Iterable[str] | None = None
     for number, (given, counts) in enumerate(slides, start=1):
-        names = _unique_names(given, f"slide {number}")
+        if given is not before:
+            names = _unique_names(given, f"slide {number}")
+        before = given
         if counts.shape[1] != len(names):
             raise DataError(f"slide {number} has {len(names)} gene names and counts of {counts.shape[1]} genes.")
         yield names, document_frequency(counts), counts.shape[0]

@@ -4,13 +4,16 @@ from ._counts import (
     check_counts,
     check_genes,
     check_spots,
+    count_blocks,
     counts,
+    loaded,
     log_expression,
     median_total,
     record,
     representation,
     slide_metadata,
     slot,
+    windows,
 )
 from ._measured import slide_counts, spots_by_word
 from ._overview import overview
@@ -25,11 +28,13 @@ __all__ = [
     "check_genes",
     "check_spots",
     "coordinates",
+    "count_blocks",
     "counts",
     "distinct_patches",
     "half_pitch",
     "is_spatialdata",
     "libraries",
+    "loaded",
     "log_expression",
     "median_total",
     "numbered_patches",
@@ -44,4 +49,5 @@ __all__ = [
     "spots_by_word",
     "spread",
     "takes_spatialdata",
+    "windows",
 ]

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 from scipy import sparse
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 
 _SPOT = re.compile(r"[ACGT]{14,}(-\d+)?|s_\d+um_\d+_\d+-\d|\d+x\d+")
 """How 10x Genomics and legacy ST name spots."""
+BLOCK = 2_000_000
+"""Stored values of a block of a matrix, about."""
 
 
 def check_spots(adata: AnnData) -> None:
@@ -27,13 +33,48 @@ def check_spots(adata: AnnData) -> None:
         raise DataError(f"the AnnData holds no spots (n_obs = 0); {hint}")
 
 
-def counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
-    """Raw counts of ``X`` or a layer as CSR, after checking that they are counts.
+@dataclass(frozen=True)
+class CountBlocks:
+    """Raw counts as blocks of rows: CSR with sorted indices, checked as they are read.
+
+    Parameters
+    ----------
+    matrix
+        Sparse or dense; in memory, in a file (backed), or a dask array.
+    where
+        How errors name it.
+    """
+
+    matrix: Any
+    where: str
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading it anew costs nothing."""
+        return sparse.issparse(self.matrix) or isinstance(self.matrix, np.ndarray)
+
+    def __iter__(self) -> Iterator[sparse.csr_matrix]:
+        if sparse.issparse(self.matrix):
+            yield _checked(self.matrix, self.where)
+            return
+        if getattr(self.matrix, "format", "csr") != "csr":
+            raise DataError(
+                f"{self.where} is a {self.matrix.format.upper()} matrix in a file, of which no rows can be read alone; "
+                "write it as CSR (adata.X.to_memory().tocsr()), or read it into memory: adata.to_memory()."
+            )
+        for rows in windows(self.matrix, size=BLOCK):
+            yield _checked(loaded(self.matrix[rows]), self.where)
+
+
+def count_blocks(adata: AnnData, layer: str | None = None) -> CountBlocks:
+    """Raw counts of ``X`` or a layer as blocks of rows: about two million values, or the rows of a chunk of dask.
+
+    Sparse counts in memory are one block.
 
     Raises
     ------
     DataError
-        No spots, no genes, duplicate gene names, no matrix, or values that are no counts.
+        No spots, no genes, duplicate gene names or no matrix; while blocks are read, values that are no counts.
     MissingSlotError
         ``layer`` is not there.
     """
@@ -47,7 +88,38 @@ def counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise DataError(f"{where} is empty (None); expected raw counts, or name their layer with layer=.")
-    matrix = sparse.csr_matrix(matrix)
+    return CountBlocks(sparse.csr_matrix(matrix) if sparse.issparse(matrix) else matrix, where)
+
+
+def counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
+    """Raw counts of ``X`` or a layer as CSR in memory, checked; see :func:`count_blocks`."""
+    blocks = count_blocks(adata, layer)
+    return _checked(loaded(blocks.matrix), blocks.where)
+
+
+def loaded(matrix: Any) -> Any:
+    """A matrix in memory: what dask computes, or what a file holds."""
+    for load in ("compute", "to_memory"):
+        if hasattr(matrix, load):
+            return getattr(matrix, load)()
+    return matrix
+
+
+def windows(matrix: Any, *, size: int, axis: int = 0) -> list[slice]:
+    """Rows, or columns, that hold about ``size`` values each; of a dask array, its chunks."""
+    length = matrix.shape[axis]
+    if hasattr(matrix, "dask"):
+        edges = np.cumsum([0, *matrix.chunks[axis]]).tolist()
+    else:
+        stored = getattr(matrix, "group", {}).get("data", matrix)
+        n_values = int(getattr(stored, "nnz", np.prod(stored.shape)))
+        edges = [*range(0, length, max(1, size * length // max(n_values, 1))), length]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def _checked(matrix: Any, where: str) -> sparse.csr_matrix:
+    """CSR with sorted indices and no duplicates, whose values are counts."""
+    matrix = matrix if isinstance(matrix, sparse.csr_matrix) else sparse.csr_matrix(matrix)
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
@@ -77,6 +149,8 @@ def check_counts(values: np.ndarray, where: str) -> None:
     hint = "hibiost needs raw counts: name the layer that holds them with layer=."
     if values.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {values.dtype}; {hint}")
+    if values.dtype in (np.float32, np.float64) and _are_counts(values.ravel()):
+        return
     if values.dtype.kind == "f":
         bad = ~np.isfinite(values)
         if bad.any():
@@ -88,6 +162,14 @@ def check_counts(values: np.ndarray, where: str) -> None:
             )
     if values.size and values.min() < 0:
         raise DataError(f"{where} holds negative values, such as {values.min():.4g}; {hint}")
+
+
+@numba.njit(parallel=True, cache=True)
+def _are_counts(values: np.ndarray) -> bool:
+    wrong = 0
+    for i in numba.prange(values.size):
+        wrong += not (0 <= values[i] < np.inf and values[i] == np.rint(values[i]))
+    return wrong == 0
 
 
 def log_expression(matrix: sparse.csr_matrix, *, target_sum: float | None = None) -> sparse.csr_matrix:

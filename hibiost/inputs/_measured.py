@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def slide_counts(
-    adata: AnnData, counts: sparse.csr_matrix, slides: dict[str, np.ndarray]
+    adata: AnnData, counts: sparse.csr_matrix | Iterable[sparse.csr_matrix], slides: dict[str, np.ndarray]
 ) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
     """For each slide the names and counts of the genes it measured, as :meth:`hibiost.genes.Vocabulary.fit` takes them.
 
+    Counts in blocks of rows come block by block.
     ``varm["measured"]`` (bool DataFrame, a column per slide) tells; without it every slide measured every gene.
 
     Raises
@@ -30,8 +31,9 @@ def slide_counts(
         ``varm["measured"]`` is no such table.
     """
     names = adata.var_names.to_numpy(dtype=object)
+    blocks = [counts] if sparse.issparse(counts) else counts
     if keys.MEASURED not in adata.varm:
-        yield names, counts
+        yield from ((names, block) for block in blocks)
         return
     measured = adata.varm[keys.MEASURED]
     expected = f"expected a DataFrame with a column of bool for each slide, {list(slides)}"
@@ -40,9 +42,14 @@ def slide_counts(
     absent = [name for name in slides if name not in measured]
     if absent:
         raise DataError(f"varm[{keys.MEASURED!r}] has no column {absent[0]!r} (it has {list(measured)}); {expected}.")
-    for library, rows in slides.items():
-        mask = measured[library].to_numpy(dtype=bool)
-        yield names[mask], counts[rows][:, mask]
+    masks = {library: measured[library].to_numpy(dtype=bool) for library in slides}
+    start = 0
+    for block in blocks:
+        stop = start + block.shape[0]
+        for library, rows in slides.items():
+            here = rows[(rows >= start) & (rows < stop)] - start
+            yield names[masks[library]], block[here][:, masks[library]]
+        start = stop
 
 
 def spots_by_word(adata: AnnData, slides: dict[str, np.ndarray]) -> Counter[str]:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, TypeAlias
@@ -235,24 +234,12 @@ def _blocks(
     from tqdm.auto import tqdm
 
     by_column = getattr(matrix, "format", None) == "csc"
-    for window in tqdm(_windows(matrix, axis=int(by_column)), desc="vocabulary", unit="block", disable=not progress):
-        values = matrix[:, window] if by_column else matrix[window]
-        values = values.compute() if hasattr(values, "compute") else values
+    windows = inputs.windows(matrix, size=BLOCK, axis=int(by_column))
+    for window in tqdm(windows, desc="vocabulary", unit="block", disable=not progress):
+        values = inputs.loaded(matrix[:, window] if by_column else matrix[window])
         block = (frame[:, window] if by_column else frame[window]).copy()
         if layer is None:
             block.X = values
         else:
             block.layers[layer] = values
         yield from inputs.slide_counts(block, inputs.counts(block, layer), inputs.libraries(block, library_key))
-
-
-def _windows(matrix: Any, *, axis: int) -> list[slice]:
-    """Rows, or columns, that hold about a block of values each; of a dask array, its chunks."""
-    length = matrix.shape[axis]
-    if hasattr(matrix, "dask"):
-        edges = np.cumsum([0, *matrix.chunks[axis]]).tolist()
-    else:
-        stored = getattr(matrix, "group", {}).get("data", matrix)
-        size = int(getattr(stored, "nnz", np.prod(stored.shape)))
-        edges = [*range(0, length, max(1, BLOCK * length // max(size, 1))), length]
-    return [slice(start, stop) for start, stop in pairwise(edges)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,8 @@ def tfidf_sentences(
     first in ``adata.var_names`` wins: sentences are the same on every run and number of threads.
 
     Counts stay sparse; beside them, memory holds the weights (about the size of the counts) and the sentences; without
-    ``weights``, the sentences and the weights of 20,000 spots.
+    ``weights``, the sentences alone. Counts in a file (``backed="r"``, CSR or dense) or of dask are then read twice,
+    block by block of about two million values (with dask, a row of chunks), and never are in memory as a whole.
 
     Parameters
     ----------
@@ -60,7 +62,8 @@ def tfidf_sentences(
     library_key
         Column of ``obs`` with the slide of each spot; without the default column, all spots are one slide.
     weights
-        Write the weights as a layer; on the bins of a large section they take as much memory as the counts.
+        Write the weights as a layer; on the bins of a large section they take as much memory as the counts. Not for
+        counts in a file or of dask.
     key_added
         Where to write. Under another name than the default, ``tfidf``, ``idf`` and ``n_spots`` take it as prefix.
     copy
@@ -86,7 +89,8 @@ def tfidf_sentences(
     ------
     DataError
         ``X`` or the layer holds no raw counts, gene names occur twice, an argument is out of range, no gene is shared
-        with the vocabulary or seen in ``min_spots`` spots, or ``varm["measured"]`` does not cover the slides.
+        with the vocabulary or seen in ``min_spots`` spots, ``varm["measured"]`` does not cover the slides, or counts
+        that are not in memory are to get ``weights``.
     MissingSlotError
         ``layer`` or ``library_key`` is not there.
 
@@ -102,7 +106,12 @@ def tfidf_sentences(
     ['ERBB2', 'IGLL5', 'IGLL5']
     """
     _check_arguments(n_genes, min_spots, selection, vocabulary)
-    counts = inputs.counts(adata, layer)
+    counts = inputs.count_blocks(adata, layer)
+    if weights and not counts.in_memory:
+        raise DataError(
+            f"{counts.where} is not in memory, and neither would its weights be; call "
+            "hb.pp.tfidf_sentences(adata, weights=False), or read the counts first: adata.to_memory()."
+        )
     slides = inputs.libraries(adata, library_key)
     origin = "fitted" if vocabulary is None else "given"
     if vocabulary is None:
@@ -114,9 +123,15 @@ def tfidf_sentences(
             f"no gene is seen in {min_spots} spots (the most is {n_spots.max()}); lower min_spots, or give counts."
         )
 
-    options: Any = {"n_genes": n_genes, "selection": selection, "among": allowed, "slides": slides.values()}
-    layer_added = genes.tfidf(counts, idf) if weights else None
-    sentences = genes.select_genes(counts, idf if layer_added is None else layer_added, **options)
+    layer_added = genes.tfidf(inputs.counts(adata, layer), idf) if weights else None
+    sentences = genes.select_genes(
+        counts,
+        idf if layer_added is None else layer_added,
+        n_genes=n_genes,
+        selection=selection,
+        among=allowed,
+        slides=slides.values(),
+    )
 
     adata = adata.copy() if copy else adata
     prefix = "" if key_added == keys.SENTENCE else f"{key_added}_"
@@ -163,12 +178,12 @@ def _aligned(vocabulary: genes.Vocabulary, names: pd.Index) -> tuple[np.ndarray,
     return np.where(known, vocabulary.n_spots[index], 0), np.where(known, vocabulary.idf[index], 0.0)
 
 
-def _log(sentences: np.ndarray, counts: sparse.csr_matrix, key: str) -> None:
+def _log(sentences: np.ndarray, counts: Iterable[sparse.csr_matrix], key: str) -> None:
     n_obs, n_genes = sentences.shape
     short, empty = (int(np.count_nonzero(sentences[:, place] < 0)) for place in (-1, 0))
     logger.info(f"obsm[{key!r}]: sentences of {n_genes} genes for {n_obs} spots, {short} of them shorter.")
     if empty:
-        blank = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
+        blank = sum(int((block.sum(axis=1) == 0).sum()) for block in counts)
         logger.warning(
             f"{empty} of {n_obs} spots have an empty sentence; {blank} have no counts at all. "
             "A gene seen in every spot, or outside the vocabulary, enters no TF-IDF sentence."

@@ -12,7 +12,7 @@ import numpy as np
 from .. import inputs, keys
 from .._ranks import Ranks, joined
 from ..errors import DataError, ModelError
-from ..genes import Vocabulary, select_genes, tfidf
+from ..genes import Vocabulary, select_genes
 from ..genes.tfidf import Selection
 from ..settings import settings
 
@@ -96,11 +96,11 @@ def new_sentences(
     library_key: str,
 ) -> np.ndarray:
     """Sentences made with a vocabulary's idf (HiBio-ST, eqs 1-4), as indices into it."""
-    counts = inputs.counts(adata, layer)
+    counts = inputs.count_blocks(adata, layer)
     index = vocabulary.match(adata.var_names)
-    weights = tfidf(counts, np.where(index >= 0, vocabulary.idf[index], 0.0))
+    idf = np.where(index >= 0, vocabulary.idf[index], 0.0)
     slides = inputs.libraries(adata, library_key).values()
-    best = select_genes(counts, weights, n_genes=n_genes, selection=selection, among=index >= 0, slides=slides)
+    best = select_genes(counts, idf, n_genes=n_genes, selection=selection, among=index >= 0, slides=slides)
     return np.where(best >= 0, index[best], -1)
 
 

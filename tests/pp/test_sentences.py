@@ -369,8 +369,7 @@ def test_no_anndata() -> None:
 
 
 @pytest.mark.parametrize("selection", ["tfidf", "top", "hvg"])
-def test_without_weights_the_sentences_are_the_same(selection, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("hibiost.genes.tfidf"), "_BLOCK", 30)
+def test_without_weights_the_sentences_are_the_same(selection):
     adata = hb.datasets.tissue(100)
     with_weights = hb.pp.tfidf_sentences(adata, n_genes=20, selection=selection, copy=True)
     without = hb.pp.tfidf_sentences(with_weights, n_genes=20, selection=selection, weights=False, copy=True)
