@@ -1,25 +1,23 @@
 """Overlaps of sentences with pathways: hibiost beside SciPy and dense products, on synthetic sentences and sets.
 
-Sentences of 250 out of 18,000 genes, popular genes more often; 2,694 sets with the sizes of Reactome's. Run
-``python benchmarks/overlaps.py [n_spots ...]``; each way runs in turn, medians and ratios are printed, and the memory
-of each way at its peak, inputs left out.
+Sentences of 250 out of 18,000 genes, popular genes more often; 2,694 sets with the sizes of Reactome's.
+``python benchmarks/overlaps.py`` measures 50,000 spots and writes ``docs/speed/overlaps.*``;
+``python benchmarks/overlaps.py N ...`` only measures.
 """
 
 from __future__ import annotations
 
-import re
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+from _bench import Table, seconds_of
 from scipy import sparse
 
 import hibiost as hb
 
-N_VARS, N_GENES, N_SETS, THRESHOLD, CHUNK, ROUNDS = 18_000, 250, 2_694, 0.2, 1_000, 3
-Way = Callable[[np.ndarray, sparse.csr_matrix], sparse.csr_matrix]
+N_VARS, N_GENES, N_SETS, THRESHOLD, CHUNK = 18_000, 250, 2_694, 0.2, 1_000
+OURS = "hb.genes.overlap_coefficients"
 
 
 def synthetic(n_spots: int) -> tuple[np.ndarray, sparse.csr_matrix]:
@@ -41,15 +39,19 @@ def with_hibiost(sentences: np.ndarray, members: sparse.csr_matrix) -> sparse.cs
     return hb.genes.overlap_coefficients(sentences, members, threshold=THRESHOLD).matrix
 
 
-def with_scipy(sentences: np.ndarray, members: sparse.csr_matrix) -> sparse.csr_matrix:
-    """One sparse product of all spots."""
-    product = indicator(sentences) @ members.T.tocsr()
-    smaller = np.minimum(np.diff(members.indptr)[product.indices], sentences.shape[1])
-    omega = product.data.astype(np.float64) / smaller
-    product.data = np.where(omega > THRESHOLD, omega, 0).astype(np.float32)
-    product.eliminate_zeros()
-    product.sort_indices()
-    return product
+def with_scipy(sentences: np.ndarray, members: sparse.csr_matrix, chunk: int) -> sparse.csr_matrix:
+    """Sparse products, ``chunk`` spots at a time."""
+    by_gene = members.T.tocsr()
+    blocks = []
+    for start in range(0, len(sentences), chunk):
+        product = indicator(sentences[start : start + chunk]) @ by_gene
+        smaller = np.minimum(np.diff(members.indptr)[product.indices], sentences.shape[1])
+        omega = product.data.astype(np.float64) / smaller
+        product.data = np.where(omega > THRESHOLD, omega, 0).astype(np.float32)
+        product.eliminate_zeros()
+        product.sort_indices()
+        blocks.append(product)
+    return sparse.vstack(blocks, format="csr")
 
 
 def with_dense_chunks(sentences: np.ndarray, members: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -70,44 +72,29 @@ def indicator(sentences: np.ndarray) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.ones(sentences.size, np.float32), sentences.ravel(), indptr), (len(sentences), N_VARS))
 
 
-def peak_mib(way: Way, sentences: np.ndarray, members: sparse.csr_matrix) -> float:
-    """Resident memory at the peak over what was there before (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    way(sentences, members)
-    return (resident("VmHWM") - before) / 2**10
-
-
-def resident(field: str) -> int:
-    """A field of the process status, KiB."""
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-
-
-def measure(n_spots: int) -> None:
-    """Print the medians of interleaved runs."""
-    sentences, members = synthetic(n_spots)
-    ways: list[Way] = [with_hibiost, with_scipy, with_dense_chunks]
-    seconds: dict[str, list[float]] = {way.__name__: [] for way in ways}
-    for _ in range(ROUNDS):
-        for way in ways:
-            start = time.perf_counter()
-            result = way(sentences, members)
-            seconds[way.__name__].append(time.perf_counter() - start)
-            if way is with_hibiost:
-                ours = result
-            elif (ours != result).nnz:
-                raise SystemExit(f"{way.__name__} disagrees.")
-    quickest = np.median(seconds["with_hibiost"])
-    print(
-        f"{n_spots:,} sentences x {N_SETS:,} sets, {members.nnz:,} memberships, {ours.nnz:,} entries above {THRESHOLD}"
-    )
-    for way in ways:
-        median = np.median(seconds[way.__name__])
-        memory = peak_mib(way, sentences, members)
-        print(f"  {way.__name__:18s} {median:8.3f} s   x {median / quickest:5.1f}   {memory:7,.0f} MiB")
+def main(sizes: list[int]) -> None:
+    """Measure the sizes given, or the default one and write it; all ways must give the same."""
+    with_hibiost(*synthetic(100))
+    table = Table("overlaps", "Overlap of sentences with pathways (eq 5), above 0.2.", OURS)
+    for n_spots in sizes or [50_000]:
+        given = synthetic(n_spots)
+        found = table.measure(
+            f"{n_spots:,} sentences x {N_SETS:,} pathways",
+            {
+                OURS: partial(with_hibiost, *given),
+                "SciPy, one sparse product": partial(with_scipy, *given, chunk=n_spots),
+                "SciPy, 1,000 spots at a time": partial(with_scipy, *given, chunk=CHUNK),
+                "dense products, 1,000 at a time": partial(with_dense_chunks, *given),
+            },
+            limit=seconds_of(bytes_moved=given[0].nbytes),
+            once=("dense products, 1,000 at a time",),
+        )
+        for name, matrix in found.items():
+            if (matrix != found[OURS]).nnz:
+                raise SystemExit(f"{name} disagrees.")
+    if not sizes:
+        table.write()
 
 
 if __name__ == "__main__":
-    with_hibiost(*synthetic(100))
-    for size in map(int, sys.argv[1:] or ("50000",)):
-        measure(size)
+    main(list(map(int, sys.argv[1:])))

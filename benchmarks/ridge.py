@@ -1,18 +1,16 @@
-"""hibiost's ridge regression beside scikit-learn's RidgeCV: seconds, CPU seconds, memory, penalty and predictions.
+"""hibiost's ridge regression beside scikit-learn's RidgeCV, on the same random data.
 
-``python benchmarks/ridge.py [N_SPOTS N_FEATURES N_GENES]`` fits each in a process of its own on the same random data,
-float32, and prints Markdown.
+``python benchmarks/ridge.py`` measures 50,000 spots, 768 features and 300 genes, and writes ``docs/speed/ridge.*``;
+``python benchmarks/ridge.py N_SPOTS N_FEATURES N_GENES`` only measures.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import sys
-import time
-from typing import Any
+from functools import partial
 
 import numpy as np
+from _bench import Table, seconds_of
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -20,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from hibiost.model.ridge import ALPHAS, fit_ridge
 
 N_QUERIES = 1000
+OURS = "hibiost.model.ridge"
 
 
 def data(n_spots: int, n_features: int, n_genes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,35 +31,44 @@ def data(n_spots: int, n_features: int, n_genes: int) -> tuple[np.ndarray, np.nd
     return features[:n_spots], targets, features[n_spots:]
 
 
-def fitted(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Fit one of the two; seconds, memory added (GB), penalty, predictions."""
-    features, targets, queries = data(*shape)
-    before, start, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
-    if name == "hibiost":
-        ridge = fit_ridge(features, targets)
-        alpha, predicted = ridge.alpha, ridge.predict(queries)
-    else:
-        pipeline = make_pipeline(StandardScaler(), RidgeCV(ALPHAS)).fit(features.astype(np.float64), targets)
-        alpha, predicted = pipeline[-1].alpha_, pipeline.predict(queries.astype(np.float64))
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
-    return {"name": name, "seconds": seconds, "cpu": cpu, "memory": added, "alpha": alpha, "predicted": predicted}
+def with_hibiost(features: np.ndarray, targets: np.ndarray, queries: np.ndarray) -> tuple[float, np.ndarray]:
+    """Penalty and predictions."""
+    ridge = fit_ridge(features, targets)
+    return ridge.alpha, ridge.predict(queries)
 
 
-def main(shape: tuple[int, int, int]) -> None:
-    """Print the table."""
-    found = []
-    for name in ("hibiost", "scikit-learn"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found.append(pool.apply(fitted, (name, shape)))
-    print("| {} spots x {} features x {} genes | seconds | CPU seconds | memory added (GB) | penalty |".format(*shape))
-    print("|---|---|---|---|---|")
-    for each in found:
-        print("| {name} | {seconds:.1f} | {cpu:.1f} | {memory:.2f} | {alpha:.4g} |".format(**each))
-    difference = np.abs(found[0]["predicted"] - found[1]["predicted"]).max()
-    spread = found[0]["predicted"].std()
-    print(f"\nLargest difference of a prediction: {difference:.1e}, where they spread by {spread:.2g}.")
+def with_sklearn(
+    features: np.ndarray, targets: np.ndarray, queries: np.ndarray, dtype: type[np.floating]
+) -> tuple[float, np.ndarray]:
+    """The same, which scikit-learn finds in the precision that it is given."""
+    pipeline = make_pipeline(StandardScaler(), RidgeCV(ALPHAS)).fit(features.astype(dtype), targets.astype(dtype))
+    return pipeline[-1].alpha_, pipeline.predict(queries.astype(dtype))
+
+
+def main(shape: tuple[int, int, int], *, write: bool) -> None:
+    """Measure one size; penalties and predictions must be the same."""
+    n_spots, n_features, n_genes = shape
+    given = data(*shape)
+    table = Table("ridge", f"Ridge regression, the best of {len(ALPHAS)} penalties by leave-one-out.", OURS)
+    products = 2 * n_spots * (n_features**2 + n_features * n_genes * len(ALPHAS))
+    found = table.measure(
+        f"{n_spots:,} spots x {n_features} features x {n_genes} genes",
+        {
+            OURS: partial(with_hibiost, *given),
+            "RidgeCV, float32": partial(with_sklearn, *given, dtype=np.float32),
+            "RidgeCV, float64": partial(with_sklearn, *given, dtype=np.float64),
+        },
+        limit=seconds_of(flops=products),
+        once=("RidgeCV, float32", "RidgeCV, float64"),
+    )
+    (own_alpha, own), (alpha, predicted) = found[OURS], found["RidgeCV, float64"]
+    difference, spread = np.abs(own - predicted).max(), predicted.std()
+    if own_alpha != alpha or difference > 1e-4 * spread:
+        raise SystemExit(f"penalties {own_alpha} and {alpha}, predictions {difference} apart: they disagree.")
+    table.notes = f"Largest difference of a prediction from RidgeCV's in float64: {difference:.1e}, where they spread by {spread:.2g}."
+    if write:
+        table.write()
 
 
 if __name__ == "__main__":
-    main(tuple(map(int, sys.argv[1:])) if len(sys.argv) > 1 else (50_000, 768, 300))  # type: ignore[arg-type]
+    main(tuple(map(int, sys.argv[1:])) or (50_000, 768, 300), write=len(sys.argv) == 1)  # type: ignore[arg-type]

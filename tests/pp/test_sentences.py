@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import importlib
 import logging
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import dask.array as da
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from anndata.experimental import read_elem_lazy
 from scipy import sparse
 
 import hibiost as hb
@@ -376,3 +380,101 @@ def test_without_weights_the_sentences_are_the_same(selection):
     np.testing.assert_array_equal(without.obsm["gene_sentence"], with_weights.obsm["gene_sentence"])
     assert "tfidf" in with_weights.layers
     assert "tfidf" not in without.layers
+
+
+STORED = {"sparse": sparse.csr_matrix, "dense": lambda x: x.toarray(), "csc": sparse.csc_matrix}
+
+
+def elsewhere(adata: AnnData, path: Path, kind: str, form: str) -> AnnData:
+    """The same AnnData with its counts in a file or as dask array, both in small blocks."""
+    adata = adata.copy()
+    adata.X = STORED[form](adata.X)
+    if kind == "backed":
+        adata.write_h5ad(path)
+        return ad.read_h5ad(path, backed="r")
+    chunks = (7, -1) if form == "sparse" else (7, 11)
+    adata.X = da.from_array(adata.X, chunks=chunks, asarray=False)
+    return adata
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("selection", ["tfidf", "top", "hvg"])
+@pytest.mark.parametrize(
+    ("kind", "form"), [("backed", "sparse"), ("backed", "dense"), ("dask", "sparse"), ("dask", "dense")]
+)
+def test_counts_that_are_not_in_memory(tmp_path, monkeypatch, kind, form, selection, measured):
+    monkeypatch.setattr(importlib.import_module("hibiost.inputs._counts"), "BLOCK", 100)
+    adata = sample()
+    if measured:
+        adata.varm["measured"] = pd.DataFrame({"s1": np.arange(40) > 5, "s2": True}, index=adata.var_names)
+    there = elsewhere(adata, tmp_path / "a.h5ad", kind, form)
+    options = {"n_genes": 8, "selection": selection, "weights": False}
+    hb.pp.tfidf_sentences(adata, **options)
+    hb.pp.tfidf_sentences(there, **options)
+    np.testing.assert_array_equal(there.obsm["gene_sentence"], adata.obsm["gene_sentence"])
+    pd.testing.assert_frame_equal(there.var, adata.var, check_index_type=False, check_column_type=False)
+    assert list(there.uns["gene_sentence"]["genes"]) == GENES
+    pathways = hb.genes.GeneSets({"one": GENES[2:9], "two": GENES[20:30]})
+    for each in (adata, there):
+        hb.pp.pathway_overlap(each, pathways, min_genes=2)
+    assert (there.obsm["pathway_overlap"] != adata.obsm["pathway_overlap"]).nnz == 0
+    assert there.obsm["pathway_overlap"].nnz > 0
+
+
+def test_backed_sentences_round_trip(tmp_path):
+    adata = sample()
+    there = elsewhere(adata, tmp_path / "a.h5ad", "backed", "sparse")
+    hb.pp.tfidf_sentences(there, n_genes=8, weights=False)
+    there.write_h5ad(tmp_path / "b.h5ad")
+    back = ad.read_h5ad(tmp_path / "b.h5ad")
+    hb.pp.tfidf_sentences(adata, n_genes=8, weights=False)
+    np.testing.assert_array_equal(back.obsm["gene_sentence"], adata.obsm["gene_sentence"])
+    assert (back.X != adata.X).nnz == 0
+
+
+@pytest.mark.parametrize("kind", ["backed", "dask"])
+def test_refused_where_not_in_memory(tmp_path, kind):
+    good = elsewhere(sample(), tmp_path / "good.h5ad", kind, "sparse")
+    with pytest.raises(DataError, match="X is not in memory.*weights=False.*to_memory"):
+        hb.pp.tfidf_sentences(good)
+    broken = sample()
+    broken.X[20, 3] = 0.5
+    bad = elsewhere(broken, tmp_path / "bad.h5ad", kind, "sparse")
+    with pytest.raises(DataError, match="X holds 1 values that are no counts, such as 0.5"):
+        hb.pp.tfidf_sentences(bad, weights=False)
+    assert "gene_sentence" not in bad.obsm
+
+
+def test_backed_columns_are_refused(tmp_path):
+    adata = elsewhere(sample(), tmp_path / "a.h5ad", "backed", "csc")
+    with pytest.raises(DataError, match="X is a CSC matrix in a file.*as CSR.*to_memory"):
+        hb.pp.tfidf_sentences(adata, weights=False)
+
+
+@pytest.mark.parametrize("kind", ["backed", "dask"])
+def test_memory_is_that_of_a_block(tmp_path, monkeypatch, kind):
+    """Counts of 64 MB are read in blocks of 1 MB; sentences and gene names take less than 1 MB."""
+    monkeypatch.setattr(importlib.import_module("hibiost.inputs._counts"), "BLOCK", 125_000)
+    rng = np.random.default_rng(0)
+    n_obs, n_vars = 2_000, 4_000
+    values = rng.integers(1, 9, n_obs * n_vars).astype(np.float32)
+    indices, indptr = np.tile(np.arange(n_vars, dtype=np.int32), n_obs), np.arange(0, values.size + 1, n_vars)
+    adata = AnnData(sparse.csr_matrix((values, indices, indptr), (n_obs, n_vars)))
+    adata.X.data[::3] = 0
+    adata.X.eliminate_zeros()
+    path = tmp_path / "a.h5ad"
+    adata.write_h5ad(path)
+    if kind == "backed":
+        there = ad.read_h5ad(path, backed="r")
+    else:
+        there = AnnData(obs=adata.obs, var=adata.var)
+        file = h5py.File(path)
+        there.X = read_elem_lazy(file["X"], chunks=(40, n_vars))
+    del adata, values, indices
+    hb.pp.tfidf_sentences(sample(), n_genes=20, weights=False)  # compiled by now
+    tracemalloc.start()
+    hb.pp.tfidf_sentences(there, n_genes=20, weights=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6
+    assert (there.obsm["gene_sentence"] >= 0).all()
