@@ -22,7 +22,7 @@ INSTALL = $(UV) pip install --python $(VENV) $(if $(CONSTRAINTS),--constraints $
 READY := $(VENV)/.installed-$(if $(CONSTRAINTS),pinned,newest)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs constraints clean
+.PHONY: help demo test test-slow lint format docs bench bench-kernels constraints clean
 
 help: ## these lines
 	@grep -E '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## /\1\t/' | expand -t 14
@@ -49,9 +49,23 @@ format: $(READY)-dev ## rewrite the code as ruff wants it
 docs: $(READY)-docs ## the documentation, into docs/_build/html
 	$(VENV)/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(shell grep -ls '^from _bench import' benchmarks/*.py))
+
+bench: $(READY) ## each hot step beside its alternatives, into docs/speed/; ONLY=sentences for one of them
+	@for name in $(or $(ONLY),$(BENCHMARKS)); do \
+		echo "== $$name"; $(VENV)/bin/python benchmarks/$$name.py || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+SAVED := $(lastword $(sort $(patsubst %_,%,$(shell ls .benchmarks/*/ 2>/dev/null | grep -o '^[0-9]\{4\}_'))))
+
+bench-kernels: $(READY)-bench ## small runs of the hot steps; fails where one is slower than when last saved; SAVE=1 saves
+	$(VENV)/bin/python -m pytest benchmarks/kernels.py -p no:cacheprovider --benchmark-storage .benchmarks \
+		--benchmark-columns min,median,iqr,rounds $(if $(SAVE)$(if $(SAVED),,1),--benchmark-autosave) \
+		$(if $(SAVED),--benchmark-compare $(SAVED) --benchmark-compare-fail min:25%) $(ARGS)
+
 constraints: | $(OWN_UV) ## resolve constraints.txt anew
-	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev --no-annotate \
-		--no-emit-index-url --custom-compile-command "make constraints" --output-file constraints.txt pyproject.toml
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group bench --group dev \
+		--no-annotate --no-emit-index-url --custom-compile-command "make constraints" --output-file constraints.txt pyproject.toml
 
 clean: ## remove everything that make made
 	rm -rf .uv .venv* .*_cache .hypothesis hibiost-demo dist docs/_build docs/api docs/tutorials
@@ -69,6 +83,10 @@ $(READY): pyproject.toml $(CONSTRAINTS) | $(VENV)/pyvenv.cfg
 
 $(READY)-dev: $(READY)
 	$(INSTALL) --group dev
+	touch $@
+
+$(READY)-bench: $(READY)
+	$(INSTALL) --group bench
 	touch $@
 
 $(READY)-docs: $(READY)

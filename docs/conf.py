@@ -23,7 +23,7 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build", "_templates", "speed"]  # docs/speed/*.md are parts of speed.md
 html_theme = "sphinx_book_theme"
 html_title = "hibiost"
 

@@ -438,7 +438,7 @@ def test_refused_where_not_in_memory(tmp_path, kind):
     with pytest.raises(DataError, match="X is not in memory.*weights=False.*to_memory"):
         hb.pp.tfidf_sentences(good)
     broken = sample()
-    broken.X[20, 3] = 0.5
+    broken.X.data[200] = 0.5
     bad = elsewhere(broken, tmp_path / "bad.h5ad", kind, "sparse")
     with pytest.raises(DataError, match="X holds 1 values that are no counts, such as 0.5"):
         hb.pp.tfidf_sentences(bad, weights=False)
