@@ -49,7 +49,7 @@ format: $(READY)-dev ## rewrite the code as ruff wants it
 docs: $(READY)-docs ## the documentation, into docs/_build/html
 	$(VENV)/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-BENCHMARKS := $(patsubst benchmarks/%.py,%,$(shell grep -ls '^from _bench import' benchmarks/*.py))
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(shell grep -ls "^from _bench import" benchmarks/*.py))
 
 bench: $(READY) ## each hot step beside its alternatives, into docs/speed/; ONLY=sentences for one of them
 	@for name in $(or $(ONLY),$(BENCHMARKS)); do \

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -102,35 +102,31 @@ class Table:
                 if turn and name in once:
                     continue
                 found.pop(name, None)
-                before = _reset_peak()
+                before = reset_peak()
                 start = time.perf_counter()
                 found[name] = way()
                 rows[name].seconds.append(time.perf_counter() - start)
-                rows[name].peak_mib = max(rows[name].peak_mib, (_resident("VmHWM") - before) / 2**10)
+                rows[name].peak_mib = max(rows[name].peak_mib, (resident("VmHWM") - before) / 2**10)
         self.rows += rows.values()
         for row in rows.values():
-            print(f"{case:>32} | {row.name:32} {row.median:9.3f} s {row.peak_mib:9,.0f} MiB  x {self._ratio(row):.2f}")
+            print(f"{case:>32} | {row.name:36} {row.median:9.3f} s {row.peak_mib:9,.0f} MiB  x {self._ratio(row):.2f}")
+        others = [row for name, row in rows.items() if name != self.ours]
+        if others:
+            best = min(others, key=lambda row: row.median)
+            told = f"{best.name}, the best of the others, takes {self._ratio(best):.2f} times as long as {self.ours}"
+            print(told + (f", which takes {rows[self.ours].median / limit:.1f} times the limit." if limit else "."))
         return found
 
     def write(self) -> None:
         """Write ``docs/speed/NAME.csv`` and ``NAME.md``."""
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        where = machine()
-        with (FOLDER / f"{self.name}.csv").open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(
-                ["case", "way", "median_s", "min_s", "max_s", "runs", "peak_mib", "of_ours", "limit_s", *where]
-            )
-            for row in self.rows:
-                numbers = [row.median, min(row.seconds), max(row.seconds)]
-                limit = "" if row.limit is None else f"{row.limit:.4g}"
-                ratio = f"{self._ratio(row):.3f}"
-                told = [*(f"{n:.4g}" for n in numbers), len(row.seconds), f"{row.peak_mib:.0f}", ratio, limit]
-                writer.writerow([row.case, row.name, *told, *where.values()])
-        text = f"{self.title}\n\n{self._markdown()}\n"
-        text += f"\n{self.notes.strip()}\n" if self.notes else ""
-        text += f"\n{where['date']}, {where['machine']}; {where['versions']}.\n"
-        (FOLDER / f"{self.name}.md").write_text(text, encoding="utf-8")
+        header = ["case", "way", "median_s", "min_s", "max_s", "runs", "peak_mib", "of_ours", "limit_s"]
+        lines = []
+        for row in self.rows:
+            limit = "" if row.limit is None else f"{row.limit:.4g}"
+            seconds = [f"{n:.4g}" for n in (row.median, min(row.seconds), max(row.seconds))]
+            told = [len(row.seconds), f"{row.peak_mib:.0f}", f"{self._ratio(row):.3f}", limit]
+            lines.append([row.case, row.name, *seconds, *told])
+        write(self.name, header, lines, f"{self.title}\n\n{self._markdown()}\n\n{self.notes.strip()}")
 
     def _ratio(self, row: Way) -> float:
         (own,) = (other for other in self.rows if other.case == row.case and other.name == self.ours)
@@ -138,8 +134,7 @@ class Table:
 
     def _markdown(self) -> str:
         limits = any(row.limit is not None for row in self.rows)
-        head = ["", "way", "seconds", "peak memory (MiB)", f"of {self.ours}", *(["of the limit"] if limits else [])]
-        lines = [head, ["---"] * len(head)]
+        lines = [["", "way", "seconds", "peak memory (MiB)", f"of {self.ours}", *(["of the limit"] if limits else [])]]
         case = None
         for row in self.rows:
             cells = [row.case if row.case != case else "", row.name, f"{row.median:.3g}", f"{row.peak_mib:,.0f}"]
@@ -148,7 +143,26 @@ class Table:
                 cells.append("" if row.limit is None else f"{row.median / row.limit:.1f}")
             lines.append(cells)
             case = row.case
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[object]]) -> str:
+    """A table of which the first line is the head."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (head, ["---"] * len(head), *rest))
+
+
+def write(name: str, header: Sequence[str], lines: Sequence[Sequence[object]], text: str) -> None:
+    """Write lines as ``docs/speed/NAME.csv`` and a text as ``NAME.md``, both with the machine and versions."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    where = machine()
+    with (FOLDER / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*header, *where])
+        writer.writerows([*line, *where.values()] for line in lines)
+    path = FOLDER / f"{name}.md"
+    path.write_text(f"{text.strip()}\n\n{where['date']}, {where['machine']}; {where['versions']}.\n", encoding="utf-8")
+    print(f"written: {path} and {path.with_suffix('.csv').name}")
 
 
 @cache
@@ -192,15 +206,15 @@ def _timed(way: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _reset_peak() -> int:
-    """Give free memory back, forget the peak; KiB that are resident now (Linux)."""
+def reset_peak() -> int:
+    """Give free memory back and forget the peak; KiB that are resident now (Linux)."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
+    return resident("VmRSS")
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
     """A field of the process status, KiB."""
     found = re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text())
     assert found

@@ -65,7 +65,10 @@ def main(shape: tuple[int, int, int], *, write: bool) -> None:
     difference, spread = np.abs(own - predicted).max(), predicted.std()
     if own_alpha != alpha or difference > 1e-4 * spread:
         raise SystemExit(f"penalties {own_alpha} and {alpha}, predictions {difference} apart: they disagree.")
-    table.notes = f"Largest difference of a prediction from RidgeCV's in float64: {difference:.1e}, where they spread by {spread:.2g}."
+    table.notes = (
+        f"Largest difference of a prediction from RidgeCV's in float64: {difference:.1e}, where they spread by "
+        f"{spread:.2g}."
+    )
     if write:
         table.write()
 

@@ -29,8 +29,8 @@ MARKERS = {
 HOUSEKEEPING = "ACTB GAPDH B2M MALAT1 RPLP0 EEF1A1 TPT1 UBC"
 MARKER_FOLD, MARKER_SHARE = 5.0, 0.4
 """Over-expression of markers in their region; share of the numbered genes which are markers."""
-COUNTS_PER_GENE, SHAPE = 2.0, 5.0
-"""Mean count of a gene in a spot; shape of the negative binomial (variance = mean + mean^2 / SHAPE)."""
+SHAPE = 5.0
+"""Shape of the negative binomial (variance = mean + mean^2 / SHAPE)."""
 MARGIN, GLASS, SPOT = 1.5, 0.4, 0.55
 """In units of the pitch: border around the spots, part of it that is glass, spot diameter."""
 MIN_PITCH = 4
@@ -53,6 +53,7 @@ def tissue(
     n_spots: int = 400,
     *,
     n_genes: int = 300,
+    counts_per_gene: float = 2.0,
     n_regions: int = 4,
     n_slides: int = 1,
     grid: Literal["hex", "square"] = "hex",
@@ -75,6 +76,8 @@ def tissue(
     n_genes
         Genes; the first bear names such as ERBB2, COL1A1, IGLL5 (markers of their region) and ACTB (of none), the
         others GENE0001, GENE0002 ..., of which about 40 % are markers.
+    counts_per_gene
+        Mean count of a gene in a spot; about 0.12 makes the bins of Visium HD, with a tenth of the genes in each.
     n_regions
         Kinds of tissue, at most 6: tumour, stroma, immune, adipose, gland, necrosis, in this order.
     n_slides
@@ -135,6 +138,8 @@ def tissue(
     ['tumour', 'stroma']
     """
     _check(n_spots, n_genes, n_regions, n_slides, grid=grid, pitch_px=pitch_px, mpp=mpp)
+    if not 0 < counts_per_gene < np.inf:
+        raise DataError(f"counts_per_gene is {counts_per_gene}; expected a positive number.")
     layout = _layout(n_spots, grid, pitch_px)
     names = [f"tissue_{i}" for i in range(n_slides)]
     folder = _check_image(names, layout, image=image, image_path=image_path)
@@ -147,14 +152,15 @@ def tissue(
         sections[name] = Section.random(
             layout.height, layout.width, mpp=mpp, margin=GLASS * pitch_px, looks=looks, rng=shape_rng
         )
-        slides.append(_slide(name, sections[name], layout, profile, count_rng))
+        slides.append(_slide(name, sections[name], layout, profile, counts_per_gene, count_rng))
     spatial = _spatial(sections, pitch_px, image=image, folder=folder)
     counts, obs = zip(*slides, strict=True)
     adata = AnnData(counts[0] if n_slides == 1 else sparse.vstack(counts, format="csr"), _join(obs), var)
     adata.varm["profile_truth"] = pd.DataFrame(profile.T, index=var.index, columns=[look.name for look in looks])
     adata.obsm[keys.SPATIAL] = np.tile(np.column_stack([layout.x, layout.y]), (n_slides, 1))
     adata.uns[keys.SPATIAL] = spatial
-    params = {"n_spots": n_spots, "n_genes": n_genes, "n_regions": n_regions, "n_slides": n_slides}
+    params = {"n_spots": n_spots, "n_genes": n_genes, "counts_per_gene": counts_per_gene}
+    params |= {"n_regions": n_regions, "n_slides": n_slides}
     seed = rng if isinstance(rng, int) else None
     inputs.record(adata, "tissue", params={**params, "grid": grid, "pitch_px": pitch_px, "mpp": mpp, "rng": seed})
     logger.info("tissue: %d spots, %d genes, %d slide(s).", adata.n_obs, adata.n_vars, n_slides)
@@ -225,13 +231,18 @@ def _programme(regions: list[str], n_genes: int, rng: np.random.Generator) -> tu
 
 
 def _slide(
-    name: str, section: Section, layout: _Layout, profile: np.ndarray, rng: np.random.Generator
+    name: str,
+    section: Section,
+    layout: _Layout,
+    profile: np.ndarray,
+    counts_per_gene: float,
+    rng: np.random.Generator,
 ) -> tuple[sparse.csr_matrix, pd.DataFrame]:
     """Counts and ``obs`` of a slide."""
     region = section.weights(layout.x, layout.y).argmax(-1)
     cellularity = section.cellularity(layout.x, layout.y)
     usual = np.array([look.cellularity for look in section.looks])[region]
-    depth = COUNTS_PER_GENE * profile.shape[1] * usual * cellularity * rng.lognormal(sigma=0.25, size=len(region))
+    depth = counts_per_gene * profile.shape[1] * usual * cellularity * rng.lognormal(sigma=0.25, size=len(region))
     obs = pd.DataFrame(index=[f"{name}_{x}x{y}" for x, y in zip(layout.column, layout.row, strict=True)])
     obs[keys.LIBRARY] = pd.Categorical.from_codes(np.zeros(len(obs), np.int8), [name])
     obs["array_row"], obs["array_col"] = layout.row, layout.column
