@@ -206,7 +206,7 @@ def select_genes(
     """
     if selection == "tfidf" and sparse.issparse(weights):
         return top_genes(weights, n_genes, among=among)
-    blocks = [counts] if sparse.issparse(counts) else counts
+    blocks: Iterable[Any] = [counts] if sparse.issparse(counts) else counts
     slides = list(slides)
     variable = _variable_genes(blocks, n_genes, among, slides) if selection == "hvg" else []
     sentences = np.empty((sum(map(len, slides)), n_genes), dtype=np.int32)
@@ -214,7 +214,7 @@ def select_genes(
     for block in blocks:
         rows = slice(start, start := start + block.shape[0])
         if selection == "tfidf":
-            sentences[rows] = _best_by_tfidf(block, weights, n_genes, among)
+            _write_sentences(block, weights, among, sentences[rows])
         elif selection == "top":
             sentences[rows] = top_genes(block, n_genes, among=among)
         for slide, mask in zip(slides, variable, strict=False):
@@ -223,13 +223,11 @@ def select_genes(
     return sentences
 
 
-def _best_by_tfidf(counts: sparse.csr_matrix, idf: np.ndarray, n_genes: int, among: np.ndarray) -> np.ndarray:
-    """``top_genes(tfidf(counts, idf), n_genes, among=among)`` without the weights in memory."""
+def _write_sentences(counts: sparse.csr_matrix, idf: np.ndarray, among: np.ndarray, sentences: np.ndarray) -> None:
+    """Write ``top_genes(tfidf(counts, idf), n_genes, among=among)``, without the weights in memory."""
     matrix = _csr(counts)
     idf = np.where(among & (idf > 0), _checked(idf, matrix.shape[1]), 0.0)
-    best, finite = _sentences(matrix.indptr, matrix.indices, matrix.data, idf, _log_table(), n_genes)
-    _check_finite(finite)
-    return best
+    _check_finite(_sentences(matrix.indptr, matrix.indices, matrix.data, idf, _log_table(), sentences))
 
 
 def _variable_genes(
@@ -333,19 +331,19 @@ def _weights(
 
 @numba.njit(parallel=True, cache=True)
 def _sentences(
-    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, idf: np.ndarray, table: np.ndarray, n_genes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best genes by weight, and of each part of the rows whether its counts are numbers from 0 on."""
+    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, idf: np.ndarray, table: np.ndarray, best: np.ndarray
+) -> np.ndarray:
+    """Write the best genes by weight; of each part of the rows whether its counts are numbers from 0 on."""
     n_rows, longest = indptr.size - 1, np.max(np.diff(indptr)) if indptr.size > 1 else 0
-    best, finite = np.empty((n_rows, n_genes), dtype=np.int32), np.ones(_PARTS, dtype=np.bool_)
+    finite = np.ones(_PARTS, dtype=np.bool_)
     for part in numba.prange(_PARTS):
-        logs, weights, keys = np.empty(longest), np.empty(longest, dtype=np.float32), _room(longest)
+        logs, weights, room = np.empty(longest), np.empty(longest, dtype=np.float32), _room(longest)
         for row in range(n_rows * part // _PARTS, n_rows * (part + 1) // _PARTS):
             window = slice(indptr[row], indptr[row + 1])
             of_row = weights[: indptr[row + 1] - indptr[row]]
             finite[part] &= _weigh(data[window], indices[window], idf, table, logs, of_row)
-            _write_best(indices[window], of_row, best[row], keys)
-    return best, finite
+            _write_best(indices[window], of_row, best[row], room)
+    return finite
 
 
 @numba.njit(parallel=True, cache=True)
@@ -355,13 +353,13 @@ def _top_genes(
     n_rows, longest = indptr.size - 1, np.max(np.diff(indptr)) if indptr.size > 1 else 0
     best = np.empty((n_rows, n_genes), dtype=np.int32)
     for part in numba.prange(_PARTS):
-        entering, keys = np.empty(longest, dtype=np.float32), _room(longest)
+        entering, room = np.empty(longest, dtype=np.float32), _room(longest)
         for row in range(n_rows * part // _PARTS, n_rows * (part + 1) // _PARTS):
             start, stop = indptr[row], indptr[row + 1]
             for i in range(start, stop):
                 weight = np.float32(weights[i])
                 entering[i - start] = weight if weight > 0 and among[indices[i]] else np.float32(0)
-            _write_best(indices[start:stop], entering[: stop - start], best[row], keys)
+            _write_best(indices[start:stop], entering[: stop - start], best[row], room)
     return best
 
 
@@ -401,7 +399,7 @@ def _floor(bits: np.ndarray, k: int, ends: np.ndarray) -> np.uint32:
     highest = np.uint32(0)
     for each in bits:
         highest = max(highest, each)
-    top = np.int64(highest >> _OCTAVE)
+    top: Any = np.int64(highest >> _OCTAVE)
     ends[:] = 0
     for i in range(0, bits.size, _SAMPLE):
         ends[min(top - np.int64(bits[i] >> _OCTAVE), _BUCKETS - 1)] += 1
@@ -446,9 +444,9 @@ def _order(keys: np.ndarray, ordered: np.ndarray, ends: np.ndarray) -> None:
         n += size
         largest = max(largest, size)
     for key in keys:
-        bucket = np.int64((high - key) >> shift)
-        ordered[ends[bucket]] = key
-        ends[bucket] += 1
+        place = np.int64((high - key) >> shift)
+        ordered[ends[place]] = key
+        ends[place] += 1
     if largest > _LARGE:
         ordered[:] = np.sort(ordered)[::-1]
         return

@@ -21,6 +21,8 @@ _SPOT = re.compile(r"[ACGT]{14,}(-\d+)?|s_\d+um_\d+_\d+-\d|\d+x\d+")
 """How 10x Genomics and legacy ST name spots."""
 BLOCK = 2_000_000
 """Stored values of a block of a matrix, about."""
+_PARTS = 64
+"""Parts in which values are checked, in parallel."""
 
 
 def check_spots(adata: AnnData) -> None:
@@ -164,11 +166,19 @@ def check_counts(values: np.ndarray, where: str) -> None:
         raise DataError(f"{where} holds negative values, such as {values.min():.4g}; {hint}")
 
 
+@numba.njit(cache=True)
+def _n_wrong(values: np.ndarray) -> int:
+    wrong = 0
+    for value in values:
+        wrong += not (0 <= value < np.inf and value == np.rint(value))
+    return wrong
+
+
 @numba.njit(parallel=True, cache=True)
 def _are_counts(values: np.ndarray) -> bool:
     wrong = 0
-    for i in numba.prange(values.size):
-        wrong += not (0 <= values[i] < np.inf and values[i] == np.rint(values[i]))
+    for part in numba.prange(_PARTS):
+        wrong += _n_wrong(values[values.size * part // _PARTS : values.size * (part + 1) // _PARTS])
     return wrong == 0
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def slide_counts(
         ``varm["measured"]`` is no such table.
     """
     names = adata.var_names.to_numpy(dtype=object)
-    blocks = [counts] if sparse.issparse(counts) else counts
+    blocks: Iterable[Any] = [counts] if sparse.issparse(counts) else counts
     if keys.MEASURED not in adata.varm:
         yield from ((names, block) for block in blocks)
         return

@@ -56,6 +56,7 @@ def test_slots(adata: AnnData) -> None:
     assert adata.uns["tissue"]["params"] == {
         "n_spots": 400,
         "n_genes": 300,
+        "counts_per_gene": 2.0,
         "n_regions": 4,
         "n_slides": 1,
         "grid": "hex",
@@ -128,6 +129,12 @@ def test_counts_are_negative_binomial() -> None:
         part, mean = counts[region == i], 100 * profile[i]
         np.testing.assert_allclose(part.mean(axis=0), mean, rtol=0.03)
         np.testing.assert_allclose(part.var(axis=0), mean + mean**2 / 5, rtol=0.06)
+
+
+def test_counts_per_gene() -> None:
+    bins = hb.datasets.tissue(2_000, n_genes=500, counts_per_gene=0.12, image=False)
+    assert bins.X.mean() == pytest.approx(0.12, rel=0.3)
+    assert 30 < np.diff(bins.X.indptr).mean() < 60
 
 
 def test_counts_follow_the_truth(adata: AnnData) -> None:
@@ -270,6 +277,7 @@ def test_round_trip(tmp_path: Path, suffix: str, image: bool) -> None:
         ({"n_spots": 0}, "n_spots is 0; expected a whole number"),
         ({"n_spots": 1e3}, r"n_spots is 1000\.0; expected a whole number"),
         ({"n_genes": 0}, "n_genes is 0"),
+        ({"counts_per_gene": 0}, "counts_per_gene is 0; expected a positive number"),
         ({"n_slides": -1}, "n_slides is -1"),
         ({"n_regions": 7}, "n_regions is 7; expected at most 6"),
         ({"grid": "round"}, "grid is 'round'; expected 'hex' or 'square'"),

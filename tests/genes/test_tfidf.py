@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from hibiost.errors import DataError
-from hibiost.genes import document_frequency, idf, tfidf, top_genes
+from hibiost.genes import document_frequency, idf, select_genes, tfidf, top_genes
 
 COUNTS = st.tuples(st.integers(1, 7), st.integers(1, 12)).flatmap(
     lambda shape: arrays(np.int64, shape, elements=st.sampled_from([0, 0, 0, 1, 1, 2, 3, 40, 70_000, 5_000_000]))
@@ -176,3 +176,38 @@ def test_errors() -> None:
         top_genes(np.ones((2, 2)), 0)
     with pytest.raises(DataError, match=r"among has shape \(1,\).*2 genes"):
         top_genes(np.ones((2, 2)), 1, among=[True])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    shape=st.sampled_from([(1, 30), (9, 700), (70, 90)]),
+    n_genes=st.sampled_from([1, 8, 100]),
+    block=st.sampled_from([1, 4, 1_000]),
+)
+def test_sentences_in_one_go_are_those_of_the_weights(
+    seed: int, shape: tuple[int, int], n_genes: int, block: int
+) -> None:
+    """Of counts with many ties, in blocks of rows or whole, also where few genes are to enter."""
+    rng = np.random.default_rng(seed)
+    counts = sparse.csr_matrix(rng.poisson(rng.gamma(0.5, 2, shape[1]), shape).astype(np.float32))
+    among = rng.random(shape[1]) < 0.8
+    weight = idf(document_frequency(counts), shape[0])
+    weight[rng.random(shape[1]) < 0.3] = 0.5
+    expected = tfidf(counts, weight).toarray()
+    expected[:, ~among] = 0
+    options = {"n_genes": n_genes, "among": among, "slides": [np.arange(shape[0])]}
+    blocks = [counts[start : start + block] for start in range(0, shape[0], block)]
+    for given_counts in (counts, blocks):
+        found = select_genes(given_counts, weight, **options)
+        assert found.tolist() == [sentence_by_the_book(row, n_genes) for row in expected]
+
+
+@pytest.mark.parametrize("value", [-3.0, -0.5, np.nan, np.inf])
+def test_what_is_no_count_is_refused(value: float) -> None:
+    counts = sparse.csr_matrix(np.array([[1.0, 2.0], [3.0, value]]))
+    options = {"n_genes": 1, "among": np.ones(2, dtype=bool), "slides": [np.arange(2)]}
+    with pytest.raises(DataError, match="negative, NaN or infinite"):
+        select_genes(counts, np.ones(2), **options)
+    with pytest.raises(DataError, match="negative, NaN or infinite"):
+        tfidf(counts, np.ones(2))
