@@ -59,6 +59,10 @@ class Table:
         Name of hibiost's way, of which the others are multiples.
     notes
         What was learned, in Markdown; follows the table.
+    rows
+        What was measured.
+    variants
+        Other ways of hibiost, which are no alternatives to it.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Table:
     ours: str
     notes: str = ""
     rows: list[Way] = field(default_factory=list)
+    variants: tuple[str, ...] = ()
 
     def measure(
         self,
@@ -110,7 +115,7 @@ class Table:
         self.rows += rows.values()
         for row in rows.values():
             print(f"{case:>32} | {row.name:36} {row.median:9.3f} s {row.peak_mib:9,.0f} MiB  x {self._ratio(row):.2f}")
-        others = [row for name, row in rows.items() if name != self.ours]
+        others = [row for name, row in rows.items() if name not in (self.ours, *self.variants)]
         if others:
             best = min(others, key=lambda row: row.median)
             told = f"{best.name}, the best of the others, takes {self._ratio(best):.2f} times as long as {self.ours}"

@@ -22,7 +22,7 @@ import hibiost as hb
 N_VARS, N_GENES = 18_000, 250
 SPOTS, BINS = 3_000, 110
 """Words that give about 3,000 genes a spot and 200 a bin."""
-OURS = "hb.pp.tfidf_sentences(weights=False)"
+OURS, WEIGHTS, FILE = "hb.pp.tfidf_sentences(weights=False)", "with layers['tfidf']", "counts in a file"
 
 
 def synthetic(n_spots: int, words: int = SPOTS) -> sparse.csr_matrix:
@@ -87,14 +87,14 @@ def measure(table: Table, name: str, counts: sparse.csr_matrix, folder: Path) ->
         f"{n_spots:,} {name} x {N_VARS:,} genes, {counts.nnz / n_spots:,.0f} a {name[:-1]}",
         {
             OURS: partial(with_verb, adata, weights=False),
-            "with layers['tfidf']": partial(with_verb, adata.copy(), weights=True),
-            "counts in a file": partial(with_file, path),
+            WEIGHTS: partial(with_verb, adata.copy(), weights=True),
+            FILE: partial(with_file, path),
             "NumPy": partial(with_numpy, counts),
             "scikit-learn": partial(with_sklearn, counts),
         },
         limit=seconds_of(bytes_moved=counts.data.nbytes + counts.indices.nbytes + 4 * N_GENES * n_spots),
     )
-    if not np.array_equal(found[OURS], found["counts in a file"]):
+    if not np.array_equal(found[OURS], found[FILE]):
         raise SystemExit("the sentences from the file differ.")
 
 
@@ -103,7 +103,8 @@ def main(sizes: list[int]) -> None:
     hb.settings.verbosity = "error"
     for weights in (True, False):  # compiles
         with_verb(ad.AnnData(synthetic(500)), weights=weights)
-    table = Table("sentences", "Gene sentences: TF-IDF weights and the best 250 genes of each spot.", OURS)
+    title = "Gene sentences: TF-IDF weights and the best 250 genes of each spot."
+    table = Table("sentences", title, OURS, variants=(WEIGHTS, FILE))
     with tempfile.TemporaryDirectory() as folder:
         for n_spots in sizes or [50_000]:
             measure(table, "spots", synthetic(n_spots), Path(folder))

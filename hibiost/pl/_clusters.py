@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from .. import inputs, keys
@@ -93,6 +92,8 @@ def spatial_clusters(
     >>> adata.obs["cluster"] = (adata.obsm["spatial"][:, 0] > adata.obsm["spatial"][:, 0].mean()).astype(int)
     >>> figure = hb.pl.spatial_clusters(adata, palette=["tomato", "gold"])
     """
+    from matplotlib.colors import to_rgba_array
+
     inputs.check_spots(adata)
     columns = listed(color)
     labels = {column: _labels(adata, column) for column in columns}
@@ -108,7 +109,7 @@ def spatial_clusters(
     axes = axes_for([slide for _, slide in panels], ax, figsize=figsize, ncols=ncols, beside=0.8)
     for panel, (column, slide), text in zip(axes, panels, titles, strict=True):
         codes = labels[column].codes[slide.rows]
-        facecolors = np.array([*colors[column], MISSING], dtype=object)[codes]
+        facecolors = to_rgba_array([*colors[column], MISSING])[codes]
         draw_spots(panel, slide, size=size, alpha=alpha, alpha_img=alpha_img, title=text, facecolors=facecolors)
         if slide is slides[-1]:
             _legend(panel, labels[column], colors[column])
