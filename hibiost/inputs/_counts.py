@@ -166,20 +166,15 @@ def check_counts(values: np.ndarray, where: str) -> None:
         raise DataError(f"{where} holds negative values, such as {values.min():.4g}; {hint}")
 
 
-@numba.njit(cache=True)
-def _n_wrong(values: np.ndarray) -> int:
-    wrong = 0
-    for value in values:
-        wrong += not (0 <= value < np.inf and value == np.rint(value))
-    return wrong
-
-
 @numba.njit(parallel=True, cache=True)
 def _are_counts(values: np.ndarray) -> bool:
-    wrong = 0
+    fine = np.ones(_PARTS, dtype=np.bool_)
     for part in numba.prange(_PARTS):
-        wrong += _n_wrong(values[values.size * part // _PARTS : values.size * (part + 1) // _PARTS])
-    return wrong == 0
+        some, found = values[values.size * part // _PARTS : values.size * (part + 1) // _PARTS], True
+        for i in range(some.size):
+            found &= (some[i] >= 0) & (some[i] < np.inf) & (some[i] == np.rint(some[i]))
+        fine[part] = found
+    return fine.all()
 
 
 def log_expression(matrix: sparse.csr_matrix, *, target_sum: float | None = None) -> sparse.csr_matrix:
