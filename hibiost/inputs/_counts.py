@@ -167,7 +167,7 @@ def check_counts(values: np.ndarray, where: str) -> None:
 
 
 @numba.njit(parallel=True, cache=True)
-def _are_counts(values: np.ndarray) -> bool:
+def _are_counts(values: np.ndarray) -> np.bool_:
     fine = np.ones(_PARTS, dtype=np.bool_)
     for part in numba.prange(_PARTS):
         some, found = values[values.size * part // _PARTS : values.size * (part + 1) // _PARTS], True

@@ -8,12 +8,16 @@ libraries or the machine.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from .._random import RNG, seed
 from ..errors import DataError
@@ -31,6 +35,8 @@ _TIE = 2.0**-16
 """Steps by which one centre must be nearer than another."""
 _HUGE = 1e150
 """Beyond this, squares overflow."""
+_STRIP = 1024
+"""Rows that a thread assigns at a time."""
 _SINGLE = 2.0**-24
 """Rounding error of single precision."""
 
@@ -233,64 +239,80 @@ def _begin(grid: _Grid, seeds: NDArray[np.int64]) -> _Restarts:
 
 
 def _lloyd(grid: _Grid, state: _Restarts, max_iter: int, *, least_shift: float) -> None:
-    """Lloyd's iterations, each restart until no label changes or its centres shift no more than that, squared."""
+    """Lloyd's iterations, each restart until no label changes or its centres shift no more than that, squared.
+
+    Threads take a block of rows each, products and all: those of BLAS and of numba would wait for each other.
+    """
     n, dims = grid.rows.shape
     lengths = np.sqrt(grid.squares)
     active = np.arange(len(state.sizes))
-    for _ in range(max_iter):
-        old = state.centers[active]
-        single = old.astype(np.float32).reshape(-1, dims)
-        moved = np.zeros(len(active), dtype=np.bool_)
-        for block in _blocks(n, max(dims, len(single))):
-            products = (single @ grid.rows[block].T).reshape(*old.shape[:2], -1)
-            _assign(products, active, grid.rows[block], lengths[block], state, block.start, moved)
-        for restart in active[(state.sizes[active] == 0).any(axis=1)]:
-            _fill_empty(grid.rows, restart, state)
-        state.centers[active] = state.sums[active] / state.sizes[active][:, :, None]
-        shifts = np.square(state.centers[active] - old).sum(axis=(1, 2))
-        active = active[moved & (shifts > least_shift)]
-        if not len(active):
-            break
+    found = np.empty((len(active), n), dtype=np.int32)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        for _ in range(max_iter):
+            old, labels = state.centers[active], found[: len(active)]
+            single = old.astype(np.float32).reshape(-1, dims)
+            half = np.square(old).sum(axis=2) / 2
+
+            def assign(start: int, old: NDArray = old, single: NDArray = single, half: NDArray = half) -> None:
+                rows = grid.rows[start : start + _STRIP]
+                products = (single @ rows.T).reshape(*half.shape, -1)
+                _assign(products, half, old, rows, lengths[start : start + _STRIP], found[: len(half)], start)
+
+            deque(pool.map(assign, range(0, n, _STRIP)), maxlen=0)
+            moved = np.array(list(pool.map(partial(_move_all, grid.rows, state), labels, active)))
+            for restart in active[(state.sizes[active] == 0).any(axis=1)]:
+                _fill_empty(grid.rows, restart, state)
+            state.centers[active] = state.sums[active] / state.sizes[active][:, :, None]
+            shifts = np.square(state.centers[active] - old).sum(axis=(1, 2))
+            active = active[moved & (shifts > least_shift)]
+            if not len(active):
+                break
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(nogil=True, cache=True)
 def _assign(
     products: np.ndarray,
-    active: np.ndarray,
+    half: np.ndarray,
+    centers: np.ndarray,
     rows: np.ndarray,
     lengths: np.ndarray,
-    state: _Restarts,
+    labels: np.ndarray,
     start: int,
-    moved: np.ndarray,
 ) -> None:
-    """Move rows to their nearest centres: by products of centres and rows, or by distances where these may deceive.
+    """Write the nearest centre of rows from ``start`` on: by products, or by distances where these may deceive.
 
     ``|row - center| ** 2 / 2`` less ``|row| ** 2 / 2`` is taken in single precision. Its error is at most
     ``(dims + 3) * u * |row| * |center| + 2 * u * |center| ** 2``, with a tenth for terms of higher order.
     """
-    _, n_clusters, n = products.shape
-    for position in numba.prange(len(active)):
-        restart = active[position]
-        labels, centers = state.labels[restart, start : start + n], state.centers[restart]
-        half = np.array([_square(center) / 2 for center in centers])
-        farthest = np.sqrt(2 * half.max())
+    n_restarts, n_clusters, n = products.shape
+    for restart in range(n_restarts):
+        own = half[restart].astype(np.float32)
+        farthest = np.sqrt(2 * half[restart].max())
         per_length = 2.2 * (rows.shape[1] + 3) * _SINGLE * farthest + _TIE
         least = 4.4 * _SINGLE * farthest**2 + _TIE * farthest
-        best, lowest, second = _two_nearest(products[position], half.astype(np.float32))
+        best, lowest, second = _two_nearest(products[restart], own)
         for row in range(n):
             limit = lowest[row] + per_length * lengths[row] + least
-            new = best[row]
             if second[row] <= limit:
                 distance = np.inf
                 for cluster in range(n_clusters):
-                    if np.float32(half[cluster]) - products[position, cluster, row] <= limit:
-                        other = _distance(rows[row], centers[cluster])
+                    if own[cluster] - products[restart, cluster, row] <= limit:
+                        other = _distance(rows[row], centers[restart, cluster])
                         if other < distance - _TIE:
-                            new, distance = cluster, other
-            if new != labels[row]:
-                _move(rows[row], labels[row], new, state.sums[restart], state.sizes[restart])
-                labels[row] = new
-                moved[position] = True
+                            best[row], distance = cluster, other
+            labels[restart, start + row] = best[row]
+
+
+@numba.njit(nogil=True, cache=True)
+def _move_all(rows: np.ndarray, state: _Restarts, labels: np.ndarray, restart: int) -> bool:
+    """Give all rows the labels found for them in a restart; whether one is new."""
+    moved, old = False, state.labels[restart]
+    for row in range(labels.size):
+        if labels[row] != old[row]:
+            _move(rows[row], old[row], labels[row], state.sums[restart], state.sizes[restart])
+            old[row] = labels[row]
+            moved = True
+    return moved
 
 
 @numba.njit(cache=True)
