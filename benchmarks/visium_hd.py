@@ -1,7 +1,7 @@
 """A Visium HD section end to end: seconds and memory of each step, and how both grow.
 
 ``python benchmarks/visium_hd.py`` takes 500,000 synthetic bins of 8 um through sentences, overlaps, patches, embedding,
-regions, clusters and a figure, and a quarter of them in a process of their own, and writes ``docs/speed/visium_hd.*``.
+regions, clusters and a figure, and a tenth of them in a process of their own, and writes ``docs/speed/visium_hd.*``.
 ``python benchmarks/visium_hd.py 20000 --skip patches embed`` only measures, the rest on made-up embeddings.
 """
 
@@ -82,7 +82,7 @@ def steps(folder: Path) -> dict[str, Callable[[AnnData], object]]:
         "sentences": lambda adata: hb.pp.tfidf_sentences(adata, weights=False),
         "overlaps": overlaps,
         "patches": patches,
-        "embed": lambda adata: hb.tl.embed(adata, model="hibiost-mini", modality="image"),
+        "embed": lambda adata: hb.tl.embed(adata, model="hibiost-mini", modality="image", precision="auto"),
         "regions": lambda adata: hb.tl.regions(adata, use_rep=keys.IMAGE_EMBEDDING),
         "cluster": lambda adata: hb.tl.cluster(adata, n_clusters=7),
         "figure": lambda adata: figure(adata, folder / "clusters.png"),
@@ -119,12 +119,12 @@ def measured(n_bins: int, skipped: list[str]) -> list[Step]:
 
 
 def main() -> None:
-    """Measure a quarter of the bins and all of them, each in a new process."""
+    """Measure a tenth of the bins and all of them, each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("n_bins", type=int, nargs="?", default=N_BINS)
     parser.add_argument("--skip", nargs="*", default=[], choices=list(steps(Path())))
     options = parser.parse_args()
-    sizes = (options.n_bins // 4, options.n_bins)
+    sizes = (options.n_bins // 10, options.n_bins)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         few, many = (pool.apply(measured, (size, options.skip)) for size in sizes)
     head = ["step", f"seconds, {sizes[0]:,} bins", f"seconds, {sizes[1]:,} bins", "times", "memory added (MiB)"]

@@ -22,7 +22,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 SHARES_CORES = "PYTEST_XDIST_WORKER" in os.environ
 if SHARES_CORES:  # processes that share the cores do not wait for each other's threads
     os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.pop("HIBIOST_MODEL", None)
+for name in ("HIBIOST_MODEL", "HIBIOST_PRECISION"):
+    os.environ.pop(name, None)
 if not os.environ.get("HIBIOST_DATA_DIR") and SHARED_DATA.is_dir():
     os.environ["HIBIOST_DATA_DIR"] = str(SHARED_DATA)
 
