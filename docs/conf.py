@@ -47,7 +47,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!hibiost\.).*"),
     ("py:class", r"hibiost\..*\.T"),
-    ("py:class", r"hibiost\.(get\.Trained|model\.inference\.\w+|_ranks\.Ranks)"),  # typed by, not documented
+    ("py:class", r"hibiost\.(get\.Trained|spatial\.clusters\.Clusters|model\.inference\.\w+|_ranks\.Ranks)"),  # typed by, not documented
 ]
 if os.environ.get("READTHEDOCS"):
     extensions.append("sphinx.ext.intersphinx")
