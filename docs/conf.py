@@ -47,7 +47,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!hibiost\.).*"),
     ("py:class", r"hibiost\..*\.T"),
-    ("py:class", r"hibiost\.(get\.Trained|spatial\.clusters\.Clusters|model\.inference\.\w+|_ranks\.Ranks)"),  # typed by, not documented
+    # typed by, not documented
+    ("py:class", r"hibiost\.(get\.Trained|spatial\.clusters\.Clusters|model\.inference\.\w+|_ranks\.Ranks)"),
 ]
 if os.environ.get("READTHEDOCS"):
     extensions.append("sphinx.ext.intersphinx")

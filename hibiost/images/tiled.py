@@ -65,9 +65,9 @@ class TiledSource(PixelSource):
 def tile_order(corners: np.ndarray, window: float, tile: tuple[int, int], n_kept: int) -> np.ndarray:
     """Order of windows in which each tile is decoded once where the tiles used last are kept.
 
-    Row of tiles by row of tiles, from left to right. Between two uses of a tile lie at most the tiles that the windows
-    of a row touch, and one more row: where an image is too wide to keep as many, it is read in blocks of columns, and
-    only tiles at their borders are decoded twice.
+    Row of tiles by row of tiles, from left to right; windows that begin in one tile keep their order. Between two uses
+    of a tile lie at most the tiles that the windows of a row touch, and one more row: where an image is too wide to
+    keep as many, it is read in blocks of columns, and only tiles at their borders are decoded twice.
 
     Parameters
     ----------
@@ -87,4 +87,5 @@ def tile_order(corners: np.ndarray, window: float, tile: tuple[int, int], n_kept
     rows, columns = (math.ceil(window / side) for side in tile)
     block = max(1, n_kept // (rows + 2) - columns)
     x, y = np.maximum(corners, 0).T
-    return np.lexsort((x, y // tile[0], x // tile[1] // block))
+    column = x // tile[1]
+    return np.lexsort((column, y // tile[0], column // block))
