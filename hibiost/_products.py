@@ -90,11 +90,16 @@ class RoughRows:
         rows = self.rows[part] if isinstance(part, slice) else self.rows[torch.from_numpy(part).to(self.rows.device)]
         return RoughRows(rows, self.along[part], self.length[part], self.lost[part])
 
-    def times(self, bank: RoughRows) -> NDArray[np.uint16] | NDArray[np.uint32]:
-        """The rough products with the rows of ``bank``, as the upper bits of float32; see :func:`widen`."""
+    def room(self, n_rows: int, n_columns: int) -> torch.Tensor:
+        """Memory for the products of so many rows and columns, to be used again and again."""
+        return self.rows.new_empty(n_rows * n_columns)
+
+    def times(self, bank: RoughRows, room: torch.Tensor) -> NDArray[np.uint16] | NDArray[np.uint32]:
+        """Rough products with the rows of ``bank`` as the upper bits of float32 (see :func:`widen`), in ``room``."""
         import torch
 
-        found = (self.rows @ bank.rows.T).cpu()
+        shape = len(self), len(bank)
+        found = torch.mm(self.rows, bank.rows.T, out=room[: shape[0] * shape[1]].view(shape)).cpu()
         if found.dtype == torch.bfloat16:
             return found.view(torch.int16).numpy().view(np.uint16)
         return found.numpy().view(np.uint32)

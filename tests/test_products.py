@@ -32,7 +32,7 @@ def test_rough_products_lie_within_their_error(dtype, table):
     lost = scaled - centre - rounded.double().numpy()
     np.testing.assert_allclose(some.lost, np.linalg.norm(lost, axis=1), rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(some.length, np.linalg.norm(rounded.double().numpy(), axis=1))
-    bits = some.times(all_)
+    bits = some.times(all_, some.room(len(some), len(all_) + 1))
     wide = np.empty(bits.shape, dtype=np.uint32)
     for row, out in zip(bits, wide, strict=True):
         widen(row, out)

@@ -52,6 +52,7 @@ def most_similar(
     similarities = np.full((len(queries), k), -np.inf, dtype=np.float32)
     centre = bank.mean(axis=0, dtype=np.float64)
     rough = RoughRows.of(queries, centre, device=device)
+    room = rough.room(min(_QUERIES, len(queries)), min(_BANK, len(bank)))
     for first in range(0, len(bank), _BANK):
         block = bank[first : first + _BANK]
         others = RoughRows.of(block, centre, device=device)
@@ -60,7 +61,7 @@ def most_similar(
         error += _SINGLE * (np.abs(rough.along) + np.abs(shift).max() + rough.length * others.length.max())
         for start in range(0, len(queries), _QUERIES):
             part = slice(start, start + _QUERIES)
-            bits = rough[part].times(others)
+            bits = rough[part].times(others, room)
             _keep_best(
                 bits, rough.along[part], error[part], shift, queries[part], block, first, similarities[part], rows[part]
             )

@@ -271,11 +271,11 @@ def _cosine_range(spots: _Spots) -> tuple[float, float]:
     error = rough.error(rough)
     error += _SINGLE * (np.abs(rough.along).max() + spots.centre + rough.length * rough.length.max())
     shift = (rough.along - spots.centre).astype(np.float32)
-    low, high = np.inf, -np.inf
+    low, high, room = np.inf, -np.inf, rough.room(TILE, GROUP * TILE)
     for start, stop in _with_progress(_pairs(spots.bounds), len(order), "range of cosines"):
         for first in range(start, len(order), GROUP * TILE):
             to = slice(first, first + GROUP * TILE)
-            bits = rough[start:stop].times(rough[to])
+            bits = rough[start:stop].times(rough[to], room)
             rows = order[start:stop], rough.along[start:stop], error[start:stop], start + 1 - first
             low, high = _extremes(bits, *rows, order[to], shift[to], spots.features, spots.inverse, low, high)
     return low, high
@@ -347,7 +347,7 @@ def _search(spots: _Spots, scales: _Scales, k: int) -> tuple[NDArray[np.int64], 
     farthest = space * np.linalg.norm(np.ptp(spots.xy, axis=0))
     error = feature * rough.error(rough) + (scales.space_weight + scales.feature_weight + 2) / _FUSED_GRID
     error += _SINGLE * (farthest + np.abs(shift).max() + feature * rough.length * rough.length.max())
-    shift = shift.astype(np.float32)
+    shift, room = shift.astype(np.float32), rough.room(TILE, GROUP * TILE)
     for tile, (start, stop) in _with_progress(list(enumerate(_pairs(bounds))), len(order), "neighbours"):
         apart = _apart(spots.boxes[tile], spots.boxes)
         sequence = np.argsort(apart, kind="stable")
@@ -359,7 +359,7 @@ def _search(spots: _Spots, scales: _Scales, k: int) -> tuple[NDArray[np.int64], 
                 break
             at = np.concatenate([np.arange(bounds[each], bounds[each + 1]) for each in group])
             columns = _Columns(order[at], spots.rough_xy[:, at], shift[at], np.float32(space), np.float32(feature))
-            bits, exact = rough[own].times(rough[at]), (spots.xy, spots.features, spots.inverse)
+            bits, exact = rough[own].times(rough[at], room), (spots.xy, spots.features, spots.inverse)
             rows = order[own], spots.rough_xy[:, own], base[own], error[own]
             _nearest(bits, *rows, columns, *exact, scales, best, found)
         indices[order[own]], steps[order[own]] = found, best
