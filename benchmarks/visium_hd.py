@@ -2,8 +2,8 @@
 
 ``python benchmarks/visium_hd.py`` takes 500,000 synthetic bins of 8 um through sentences, overlaps, patches, embedding,
 regions, clusters and a figure, and a tenth of them in a process of their own, and writes ``docs/speed/visium_hd.*``.
-With another number of bins it only measures. ``--skip embed`` leaves the step out of all bins, which takes 20 minutes of
-the 35: what follows then has made-up embeddings.
+With another number of bins it only measures. ``--skip embed`` leaves that step out of all bins, which takes most of the
+time: what follows then has made-up embeddings.
 """
 
 from __future__ import annotations
