@@ -61,7 +61,7 @@ class _Scales(NamedTuple):
 
 @dataclass
 class _Spots:
-    """The spots of a slide; ``rough``, ``near`` and ``bounds`` tell them once more, tile by tile."""
+    """The spots of a slide; ``order``, ``rough`` and ``rough_xy`` tell them tile by tile."""
 
     xy: NDArray[np.float64]
     features: NDArray[Any]

@@ -58,7 +58,7 @@ def embed(
         Spots embedded at a time.
     precision
         In which the model computes; by default ``hibiost.settings.precision``, which is ``"float32"``. ``"bfloat16"``
-        is faster on GPUs and on CPUs that multiply in it; ``"auto"`` takes it there, and float32 elsewhere. Embeddings
+        is faster on CPUs that multiply in it; ``"auto"`` takes it there and on GPUs, float32 elsewhere. Embeddings
         of the two are of the same weights, and can be compared: for the presets their cosine is above 0.999.
     library_key
         Column of ``obs`` that tells slides apart.
