@@ -48,8 +48,8 @@ class Settings:
         ``"hibiost-mini"``.
     precision
         In which models infer in the verbs of :mod:`hibiost.tl`: ``"float32"``, the same embeddings on every machine up
-        to rounding; ``"bfloat16"``, faster on CPUs that multiply in it; ``"auto"``, bfloat16 there
-        and on GPUs, float32 elsewhere. Embeddings of the two can be compared: for the presets their cosine is above 0.999.
+        to rounding; ``"bfloat16"``, faster on CPUs that multiply in it; ``"auto"``, bfloat16 there and on GPUs, float32
+        elsewhere. Embeddings of the two can be compared: for the presets their cosine is above 0.999.
     progress
         Show progress bars on long steps.
     verbosity
