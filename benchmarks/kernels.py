@@ -14,6 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from scipy import sparse
 
 import hibiost as hb
+from hibiost.images.resize import resize_into
 from hibiost.model.retrieval import most_similar
 from hibiost.model.ridge import fit_ridge
 from hibiost.spatial.neighbors import fused_neighbors, region_graph
@@ -73,6 +74,12 @@ def test_kmeans(benchmark: BenchmarkFixture, spots: tuple[np.ndarray, np.ndarray
     xy, features = spots
     adata = ad.AnnData(np.zeros((len(xy), 1), np.float32), obsm={"spatial": xy, "X_image": features})
     timed(benchmark, hb.tl.cluster, adata, use_rep="X_image", n_clusters=7)
+
+
+def test_resize(benchmark: BenchmarkFixture, rng: np.random.Generator) -> None:
+    """A patch of hibiost-mini, 308 to 112 px."""
+    pixels = rng.integers(256, size=(308, 308, 3), dtype=np.uint8)
+    timed(benchmark, resize_into, np.empty((112, 112, 3), np.uint8), pixels, (0.0, 0.0, 308.0, 308.0))
 
 
 def test_vote(benchmark: BenchmarkFixture, rng: np.random.Generator) -> None:

@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 from joblib import cpu_count
-from PIL import Image
 
 from ..errors import DataError
+from .resize import resize_into
 from .source import PixelSource
 
 AHEAD = 2
@@ -53,10 +53,10 @@ def iter_patches(
     """Square patches around centres, in batches, in the order of the centres.
 
     A window of a whole number of pixels starts at the pixel nearest to centre - window / 2 (halves up); any other is
-    cut at fractions of a pixel. Where window and size differ, the patch is resized by Pillow's bicubic filter, which
-    widens with the reduction and so suppresses aliasing. What lies outside the image is white. Up to 8 threads cut the
-    patches and are two batches ahead. A tiled image is read fastest in its ``reading_order``. Memory: what the source
-    keeps, and three batches.
+    cut at fractions of a pixel. Where window and size differ, the patch is resized as by Pillow's bicubic filter, which
+    widens with the reduction and so suppresses aliasing. What lies outside the image is white. Up to 8
+    threads cut the patches and are two batches ahead. A tiled image is read fastest in its ``reading_order``. Memory:
+    what the source keeps, and three batches.
 
     Parameters
     ----------
@@ -160,5 +160,4 @@ def cut_patch(source: PixelSource, corner: np.ndarray, window: float, patch: np.
     width, height = right - x, bottom - y
     left, top = corner - (x, y)
     box = (left, top, min(left + window, width), min(top + window, height))
-    pixels = Image.frombuffer("RGB", (width, height), source.read(x, y, width, height), "raw", "RGB", 0, 1)
-    patch[:] = np.asarray(pixels.resize((len(patch), len(patch)), Image.Resampling.BICUBIC, box=box))
+    resize_into(patch, source.read(x, y, width, height), box)
