@@ -52,6 +52,13 @@ class RunError(HibiostError, RuntimeError):
     """A training run that cannot begin, go on or be read."""
 
 
+def check_choice(name: str, value: object, known: Iterable[object], error: type[HibiostError] = DataError) -> None:
+    """Refuse a value that is none of the known ones."""
+    known = list(known)
+    if value not in known:
+        raise error(f"{name} is {value!r}; expected one of {known}.{nearest(str(value), map(str, known))}")
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     """A phrase with the names most like ``name``, empty where none is near."""
     known = [str(k) for k in known]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .. import inputs, keys
-from ..errors import DataError, nearest
+from ..errors import DataError, check_choice
 from ..settings import logger
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def folds(
     """
     from sklearn.model_selection import GroupKFold
 
-    if split not in SPLITS:
-        raise DataError(f"split is {split!r}; expected one of {list(SPLITS)}.{nearest(split, SPLITS)}")
+    check_choice("split", split, SPLITS)
     slides = inputs.libraries(adata, library_key)
     patients = inputs.patients(adata, library_key, patient_key)
     if split == "patient" and (unknown := [slide for slide, found in patients.items() if not found]):

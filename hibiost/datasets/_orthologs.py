@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from ..errors import DataError, nearest
+from ..errors import check_choice
 from ._registry import fetch
 
 OrthologTable = Literal["ensembl", "mgi"]
@@ -46,8 +46,7 @@ def orthologs(table: OrthologTable = "ensembl") -> pd.DataFrame:
     DownloadError
         The table is neither in the cache nor to be had.
     """
-    if table not in (known := get_args(OrthologTable)):
-        raise DataError(f"orthologs is {table!r}; expected one of {list(known)}.{nearest(table, known)}")
+    check_choice("orthologs", table, get_args(OrthologTable))
     return _read_ensembl(fetch(*ENSEMBL)) if table == "ensembl" else _read_mgi(fetch(*MGI))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..errors import DataError, nearest
+from ..errors import DataError, check_choice, nearest
 from .vocabulary import looks
 
 OneToMany = Literal["drop", "sum", "best"]
@@ -117,8 +117,7 @@ def choose_orthologs(pairs: pd.DataFrame, policy: OneToMany) -> dict[str, str]:
     >>> choose_orthologs(pairs, "best")
     {'Trp53': 'TP53', 'Sbp': 'SMR3B'}
     """
-    if policy not in (known := get_args(OneToMany)):
-        raise DataError(f"one_to_many is {policy!r}; expected one of {list(known)}.{nearest(policy, known)}")
+    check_choice("one_to_many", policy, get_args(OneToMany))
     if policy == "drop":
         chosen = pairs[pairs["one_to_one"]]
     elif policy == "sum":

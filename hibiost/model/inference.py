@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from ..errors import ModelError, nearest
+from ..errors import ModelError, check_choice
 from ..settings import PRECISIONS
 from .tokens import trimmed
 from .towers import tower_features
@@ -35,10 +35,7 @@ def resolved_precision(precision: str, device: torch.device) -> str:
     ModelError
         An unknown precision.
     """
-    if precision not in PRECISIONS:
-        raise ModelError(
-            f"precision is {precision!r}; expected one of {list(PRECISIONS)}.{nearest(precision, PRECISIONS)}"
-        )
+    check_choice("precision", precision, PRECISIONS, ModelError)
     if precision != "auto":
         return precision
     return "bfloat16" if _multiplies_bfloat16(device) else "float32"

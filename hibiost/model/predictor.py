@@ -93,7 +93,11 @@ class Predictor:
 
     def predict(self, patches: np.ndarray) -> np.ndarray:
         """Expression of uint8 patches, n x size x size x 3, in one batch; returns float32, n x n_genes."""
-        return image_features(self.model, patches) @ self.weight + self.bias
+        return self.of_features(image_features(self.model, patches))
+
+    def of_features(self, features: np.ndarray) -> np.ndarray:
+        """Expression of image features before the tower's projection, float32, n x width; as :meth:`predict`."""
+        return features @ self.weight + self.bias
 
     def fingerprint(self) -> str:
         """A short hash of image tower, head and genes: of all that predictions depend on."""

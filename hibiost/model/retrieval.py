@@ -7,7 +7,7 @@ import numpy as np
 from scipy import sparse
 
 from .._products import RoughRows, dot, widen
-from ..errors import DataError, nearest
+from ..errors import check_choice
 
 _QUERIES, _BANK = 512, 1 << 14
 """Queries and rows of a bank that are compared at a time: 16 MiB of products in bfloat16, 32 MiB in float32."""
@@ -143,6 +143,7 @@ def neighbour_weights(similarities: np.ndarray, weighting: str = "similarity", *
     DataError
         ``weighting`` is none of the above.
     """
+    check_choice("weighting", weighting, WEIGHTINGS)
     similarities = similarities.astype(np.float64)
     match weighting:
         case "similarity":
@@ -154,10 +155,6 @@ def neighbour_weights(similarities: np.ndarray, weighting: str = "similarity", *
             weights = np.ones_like(similarities)
         case "inverse_distance":
             weights = 1 / np.maximum(2 - 2 * similarities, _CLOSE)
-        case _:
-            raise DataError(
-                f"weighting is {weighting!r}; expected one of {list(WEIGHTINGS)}.{nearest(weighting, WEIGHTINGS)}"
-            )
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 

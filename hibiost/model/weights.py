@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, nearest
+from ..errors import ModelError, check_choice
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *_PICKLES)
@@ -136,10 +136,7 @@ def kept(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
     ModelError
         An unknown precision.
     """
-    if precision not in PRECISIONS:
-        raise ModelError(
-            f"precision is {precision!r}; expected one of {list(PRECISIONS)}.{nearest(precision, PRECISIONS)}"
-        )
+    check_choice("precision", precision, PRECISIONS, ModelError)
     if precision == "float32":
         return dict(tensors)
     return {name: _halved(tensor) for name, tensor in tensors.items()}

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import sparse
 
 from .. import genes, inputs, keys
-from ..errors import DataError, nearest
+from ..errors import DataError, check_choice
 from ..genes.tfidf import Selection
 from ..settings import logger
 
@@ -163,8 +163,7 @@ def _check_arguments(n_genes: int, min_spots: int, selection: str, vocabulary: o
         raise DataError(f"n_genes is {n_genes}; a sentence holds at least 1 gene.")
     if min_spots < 1:
         raise DataError(f"min_spots is {min_spots}; expected at least 1.")
-    if selection not in (known := get_args(Selection)):
-        raise DataError(f"selection is {selection!r}; expected one of {list(known)}.{nearest(selection, known)}")
+    check_choice("selection", selection, get_args(Selection))
     if not isinstance(vocabulary, genes.Vocabulary | None):
         raise DataError(
             f"vocabulary is a {type(vocabulary).__name__}; expected a hibiost.genes.Vocabulary, as model.vocabulary."

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from .._random import RNG, seed
-from ..errors import DataError, nearest
+from ..errors import DataError, check_choice
 from .vote import labels_and_neighbors
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def leiden(
     >>> hb.spatial.leiden(pairs).tolist()
     [0, 0, 1, 1]
     """
-    if flavor not in (known := get_args(Flavor)):
-        raise DataError(f"flavor is {flavor!r}; expected one of {list(known)}.{nearest(flavor, known)}")
+    check_choice("flavor", flavor, get_args(Flavor))
     _check_resolution(resolution)
     graph = _checked(graph)
     generator = random.Random(seed(rng))

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import inputs, keys
 from .._ranks import ALONE, Ranks
-from ..errors import DataError
+from ..errors import check_choice
 from ..settings import PRECISIONS, logger, settings
 from ._resolve import at_work, resolve_device, resolve_images, resolve_model, sentence_rows, together
 
@@ -107,10 +107,9 @@ def embed(
     from ..model.registry import absolute
 
     inputs.check_spots(adata)
-    if modality not in MODALITIES:
-        raise DataError(f"modality is {modality!r}; expected one of {list(MODALITIES)}.")
-    if precision not in (None, *PRECISIONS):
-        raise DataError(f"precision is {precision!r}; expected one of {list(PRECISIONS)}.")
+    check_choice("modality", modality, MODALITIES)
+    if precision is not None:
+        check_choice("precision", precision, PRECISIONS)
     device = resolve_device(device)
     model = settings.model if model is None else model
     found: dict[str, np.ndarray] = {}

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import inputs, keys
-from ..errors import DataError, nearest
+from ..errors import DataError, check_choice, nearest
 from ..settings import logger
 from ._confidence import expected_pcc, mean_correlation_ratio, trust
 from ._embeddings import Embeddings
@@ -208,10 +208,9 @@ def predict(
 def _check_options(method: str, target: str, weighting: str, top_k: int, min_pcc: float) -> None:
     from ..model.retrieval import WEIGHTINGS
 
-    choices = {"method": (method, METHODS), "target": (target, TARGETS), "weighting": (weighting, WEIGHTINGS)}
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise DataError(f"{name} is {value!r}; expected one of {list(known)}.{nearest(value, known)}")
+    check_choice("method", method, METHODS)
+    check_choice("target", target, TARGETS)
+    check_choice("weighting", weighting, WEIGHTINGS)
     if top_k < 1:
         raise DataError(f"top_k is {top_k}; expected 1 or more.")
     if not -1 <= min_pcc <= 1:

@@ -18,7 +18,7 @@ from .. import inputs, keys
 from .._random import RNG, generator
 from .._random import seed as as_seed
 from .._ranks import ALONE
-from ..errors import DataError, ModelError, nearest
+from ..errors import DataError, ModelError, check_choice, nearest
 from ..genes.variance import most_variable
 from ..settings import logger, settings
 from ._confidence import expected_pcc, trust
@@ -178,9 +178,8 @@ def fit_predictor(
 
 
 def _check_options(method: str, target: str, fraction: float, validation: Any, recipe: Any) -> None:
-    for name, value, options in (("method", method, FITS), ("target", target, TARGETS)):
-        if value not in options:
-            raise DataError(f"{name} is {value!r}; expected one of {list(options)}.{nearest(value, options)}")
+    check_choice("method", method, FITS)
+    check_choice("target", target, TARGETS)
     if not 0 < fraction <= 1:
         raise DataError(f"fraction is {fraction}; expected a share above 0, at most 1.")
     for name, value in (("validation", validation), ("recipe", recipe)):
@@ -429,7 +428,7 @@ def by_regression(
     predicted = np.empty((adata.n_obs, len(columns)), dtype=np.float32)
     running = at_work(predictor.model)
     for rows, features in of_patches(slides, predictor.model, running.features, batch_size=batch_size, desc="predict"):
-        predicted[rows] = (features @ predictor.weight + predictor.bias)[:, columns]
+        predicted[rows] = predictor.of_features(features)[:, columns]
 
     names = [predictor.genes[column] for column in columns]
     fitted_to = predictor.params.get("slides", [])

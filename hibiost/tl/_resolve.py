@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import inputs, keys
 from .._ranks import Ranks, joined
-from ..errors import DataError, ModelError
+from ..errors import DataError, ModelError, check_choice
 from ..genes import Vocabulary, select_genes
 from ..genes.tfidf import Selection
 from ..settings import settings
@@ -29,8 +29,7 @@ def resolve_device(device: str) -> str:
     """The device to compute on; ``"auto"`` takes a GPU where there is one."""
     import torch
 
-    if device not in DEVICES:
-        raise DataError(f"device is {device!r}; expected one of {list(DEVICES)}.")
+    check_choice("device", device, DEVICES)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if there[name])

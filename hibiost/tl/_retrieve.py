@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from .. import inputs, keys
-from ..errors import DataError, nearest
+from ..errors import DataError, check_choice
 from ..settings import logger
 from ._embeddings import Embeddings
 from ._resolve import resolve_device
@@ -107,8 +107,7 @@ def retrieve(
     bank = adata if reference is None else reference
     inputs.check_spots(adata)
     inputs.check_spots(bank)
-    if query not in SIDES:
-        raise DataError(f"query is {query!r}; expected one of {list(SIDES)}.{nearest(query, SIDES)}")
+    check_choice("query", query, SIDES)
     if top_k < 1:
         raise DataError(f"top_k is {top_k}; expected 1 or more.")
     if not bank.obs_names.is_unique:

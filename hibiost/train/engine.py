@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from ..errors import DataError, nearest
+from ..errors import DataError, check_choice, nearest
 
 LOGGERS = ("tensorboard", "wandb")
 Unreadable = Literal["stop", "skip"]
@@ -63,9 +63,9 @@ class Engine:
         minutes: Any = self.checkpoint_minutes
         if not isinstance(minutes, int | float) or not minutes >= 0:
             raise DataError(f"engine: checkpoint_minutes is {minutes!r}; expected 0 or more.")
-        for value, known in (*((each, LOGGERS) for each in self.loggers), (self.unreadable, get_args(Unreadable))):
-            if value not in known:
-                raise DataError(f"engine: {value!r} is unknown; expected one of {list(known)}.{nearest(value, known)}")
+        for each in self.loggers:
+            check_choice("engine: loggers", each, LOGGERS)
+        check_choice("engine: unreadable", self.unreadable, get_args(Unreadable))
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | Engine | None) -> Engine:

@@ -14,7 +14,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..errors import DataError, RunError, nearest
+from ..errors import DataError, RunError, check_choice, nearest
 from ..model import HibioModel
 from .data import Batches, Draws, augment, hash_seed
 from .fit import lightning_precision
@@ -62,8 +62,7 @@ class FineTuning:
                 raise DataError(f"recipe: {name} is {value!r}; expected a number from 0 on.")
         if not isinstance(self.freeze, bool):
             raise DataError(f"recipe: freeze is {self.freeze!r}; expected True or False.")
-        if self.precision not in PRECISIONS:
-            raise DataError(f"recipe: precision is {self.precision!r}; expected one of {list(PRECISIONS)}.")
+        check_choice("recipe: precision", self.precision, PRECISIONS)
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | FineTuning | None) -> FineTuning:

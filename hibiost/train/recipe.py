@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
-from ..errors import DataError, nearest
+from ..errors import DataError, check_choice, nearest
 from ..genes.tfidf import Selection
 
 PRECISIONS = ("auto", "32", "bf16")
@@ -132,9 +132,7 @@ class Recipe:
                 f"recipe: pathway_temperature is {self.pathway_temperature!r}; expected {MIN_TEMPERATURE} or more."
             )
         for name, known in (("selection", get_args(Selection)), ("precision", PRECISIONS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise DataError(f"recipe: {name} is {value!r}; expected one of {list(known)}.{nearest(value, known)}")
+            check_choice(f"recipe: {name}", getattr(self, name), known)
 
     def updated(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe with some values replaced; unknown names are refused."""
