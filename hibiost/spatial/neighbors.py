@@ -192,9 +192,9 @@ def _check(xy: NDArray, features: NDArray, k: int, alpha: float, beta: float) ->
             f"xy of shape {xy.shape} and features of shape {features.shape}; expected (n, 2) and (n, dims)."
         )
     for name, values in (("xy", xy), ("features", features)):
-        finite = np.isfinite(values)
-        if not finite.all():
-            raise DataError(f"{name} holds {int((~finite).sum())} NaN or infinite values; drop or mend these spots.")
+        if not np.isfinite([values.min(initial=0), values.max(initial=0)]).all():
+            count = np.count_nonzero(~np.isfinite(values))
+            raise DataError(f"{name} holds {count} NaN or infinite values; drop or mend these spots.")
     if k < 1:
         raise DataError(f"k is {k}; expected at least one neighbour.")
     if not (0 <= alpha < np.inf and 0 <= beta < np.inf and alpha + beta > 0):
@@ -205,7 +205,7 @@ def _tiled(xy: NDArray[np.float64], features: NDArray) -> _Spots:
     """The spots, with what a search needs beside them."""
     features = _floats(features)
     inverse = _inverse_lengths(features)
-    centre = inverse @ features / len(features)
+    centre = np.einsum("i,ij->j", inverse, features) / len(features)
     tiles = _tiles(xy)
     order = np.concatenate(tiles)
     middle = (xy.min(axis=0) + xy.max(axis=0)) / 2

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import igraph
@@ -195,6 +196,20 @@ def test_memory_does_not_grow_with_the_pairs():
     before = resident_peak(reset=True)
     fused_neighbors(xy, features)
     assert resident_peak() - before < 100e6 < n * n
+
+
+def test_embeddings_are_not_copied_in_double_precision(monkeypatch):
+    monkeypatch.setattr(_products, "_rough_dtype", lambda device: torch.bfloat16)
+    rng = np.random.default_rng(0)
+    xy, features = rng.uniform(0, 1, (5_000, 2)), rng.normal(size=(5_000, 512)).astype(np.float32)
+    fused_neighbors(xy, features)
+    tracemalloc.start()
+    try:
+        fused_neighbors(xy, features)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert features.nbytes / 2 < peak < features.nbytes
 
 
 def resident_peak(*, reset=False):
