@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
@@ -19,6 +19,9 @@ from scipy import sparse
 from .._products import RoughRows, dot, widen
 from ..errors import DataError
 from ..settings import settings
+
+if TYPE_CHECKING:
+    import torch
 
 TILE = 512
 """Spots at most that are looked at together."""
@@ -78,6 +81,16 @@ class _Spots:
     """2 x n, from the middle of the slide."""
     centre: float
     """Squared length of the centre of the rough rows."""
+    kept: NDArray[Any] | None
+    """Rough products of all spots, where they are few."""
+
+    def products(
+        self, rows: slice, columns: slice | NDArray[np.intp], room: torch.Tensor
+    ) -> NDArray[np.uint16] | NDArray[np.uint32]:
+        """Rough products of some spots with others, those kept or new ones in ``room``."""
+        if self.kept is not None:
+            return self.kept[rows, columns]
+        return self.rough[rows].times(self.rough[columns], room)
 
 
 def fused_neighbors(
@@ -92,8 +105,9 @@ def fused_neighbors(
     natively, in float32 elsewhere; pairs whose rank their error leaves open are computed in double precision. As
     ``D_ij >= alpha * minmax(|x_i - x_j|)``, nothing farther in space than ``D_ik / alpha`` can come before the k-th
     neighbour: tiles of spots beyond that are left out. The range of the cosines takes half of all pairs, so time still
-    grows with ``n_spots ** 2 * n_dims``. Memory beside the arguments is the embeddings once more, in bfloat16 or
-    float32, and about 20 MiB.
+    grows with ``n_spots ** 2 * n_dims``. Memory beside arguments and result is the embeddings once more, in bfloat16 or
+    float32, about 40 MiB, and 1 MiB for each 400 spots, which PyTorch keeps for the shapes of its products. Up to 4,096
+    spots products are kept, and none is taken twice: at most 32 MiB more in bfloat16, 64 in float32.
 
     Parameters
     ----------
@@ -208,18 +222,31 @@ def _tiled(xy: NDArray[np.float64], features: NDArray) -> _Spots:
     centre = np.einsum("i,ij->j", inverse, features) / len(features)
     tiles = _tiles(xy)
     order = np.concatenate(tiles)
+    bounds = np.cumsum([0, *map(len, tiles)])
     middle = (xy.min(axis=0) + xy.max(axis=0)) / 2
+    rough = RoughRows.of(features, centre, scale=inverse, order=order)
     return _Spots(
         xy=xy,
         features=features,
         inverse=inverse,
         order=order,
-        bounds=np.cumsum([0, *map(len, tiles)]),
+        bounds=bounds,
         boxes=np.array([[xy[tile].min(axis=0), xy[tile].max(axis=0)] for tile in tiles]),
-        rough=RoughRows.of(features, centre, scale=inverse, order=order),
+        rough=rough,
         rough_xy=(xy - middle)[order].T.astype(np.float32, order="C"),
         centre=float(centre @ centre),
+        kept=_all_products(rough, bounds) if len(tiles) <= GROUP else None,
     )
+
+
+def _all_products(rough: RoughRows, bounds: NDArray[np.intp]) -> NDArray[np.uint16] | NDArray[np.uint32]:
+    """Rough products of all rows with one another; half are multiplied, the others are their mirror image."""
+    n, room = len(rough), rough.room(TILE, len(rough))
+    found = np.empty((n, n), dtype=f"u{room.itemsize}")
+    for start, stop in _pairs(bounds):
+        found[start:stop, start:] = rough[start:stop].times(rough[start:], room)
+        found[stop:, start:stop] = found[start:stop, stop:].T
+    return found
 
 
 def _tiles(xy: NDArray[np.float64]) -> list[NDArray[np.intp]]:
@@ -273,9 +300,10 @@ def _cosine_range(spots: _Spots) -> tuple[float, float]:
     shift = (rough.along - spots.centre).astype(np.float32)
     low, high, room = np.inf, -np.inf, rough.room(TILE, GROUP * TILE)
     for start, stop in _with_progress(_pairs(spots.bounds), len(order), "range of cosines"):
-        for first in range(start, len(order), GROUP * TILE):
+        # kept products are looked at by whole rows, which lie in one piece
+        for first in range(start if spots.kept is None else 0, len(order), GROUP * TILE):
             to = slice(first, first + GROUP * TILE)
-            bits = rough[start:stop].times(rough[to], room)
+            bits = spots.products(slice(start, stop), to, room)
             rows = order[start:stop], rough.along[start:stop], error[start:stop], start + 1 - first
             low, high = _extremes(bits, *rows, order[to], shift[to], spots.features, spots.inverse, low, high)
     return low, high
@@ -347,7 +375,7 @@ def _search(spots: _Spots, scales: _Scales, k: int) -> tuple[NDArray[np.int64], 
     farthest = space * np.linalg.norm(np.ptp(spots.xy, axis=0))
     error = feature * rough.error(rough) + (scales.space_weight + scales.feature_weight + 2) / _FUSED_GRID
     error += _SINGLE * (farthest + np.abs(shift).max() + feature * rough.length * rough.length.max())
-    shift, room = shift.astype(np.float32), rough.room(TILE, GROUP * TILE)
+    shifts, room = shift.astype(np.float32), rough.room(TILE, GROUP * TILE)
     for tile, (start, stop) in _with_progress(list(enumerate(_pairs(bounds))), len(order), "neighbours"):
         apart = _apart(spots.boxes[tile], spots.boxes)
         sequence = np.argsort(apart, kind="stable")
@@ -357,9 +385,10 @@ def _search(spots: _Spots, scales: _Scales, k: int) -> tuple[NDArray[np.int64], 
             group = sequence[first : first + GROUP]
             if apart[group[0]] > _reach(best[:, -1].max(), scales):
                 break
-            at = np.concatenate([np.arange(bounds[each], bounds[each + 1]) for each in group])
-            columns = _Columns(order[at], spots.rough_xy[:, at], shift[at], np.float32(space), np.float32(feature))
-            bits, exact = rough[own].times(rough[at], room), (spots.xy, spots.features, spots.inverse)
+            at = _members(group, bounds)
+            xy = np.ascontiguousarray(spots.rough_xy[:, at])
+            columns = _Columns(order[at], xy, shifts[at], np.float32(space), np.float32(feature))
+            bits, exact = spots.products(own, at, room), (spots.xy, spots.features, spots.inverse)
             rows = order[own], spots.rough_xy[:, own], base[own], error[own]
             _nearest(bits, *rows, columns, *exact, scales, best, found)
         indices[order[own]], steps[order[own]] = found, best
@@ -368,6 +397,13 @@ def _search(spots: _Spots, scales: _Scales, k: int) -> tuple[NDArray[np.int64], 
 
 def _pairs(bounds: NDArray[np.intp]) -> list[tuple[int, int]]:
     return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+
+
+def _members(tiles: NDArray[np.intp], bounds: NDArray[np.intp]) -> slice | NDArray[np.intp]:
+    """Where the spots of some tiles stand; those of all tiles in their own order."""
+    if len(tiles) == len(bounds) - 1:
+        return slice(0, int(bounds[-1]))
+    return np.concatenate([np.arange(bounds[tile], bounds[tile + 1]) for tile in tiles])
 
 
 def _with_progress(tiles: Sequence[Any], n_spots: int, desc: str) -> Iterable[Any]:
@@ -397,20 +433,36 @@ def _judge(
     ys: np.ndarray,
     shift: np.ndarray,
     weights: tuple[np.float32, np.float32],
-    limit: np.float32,
-    wide: np.ndarray,
     judged: np.ndarray,
-) -> bool:
-    """Rough distances, less ``base``, to a strip of columns; and whether one does not exceed the limit."""
-    rough = wide.view(np.float32)
-    widen(bits, wide)
+) -> None:
+    """Rough distances, less ``base``, of a spot to the columns."""
+    widen(bits, judged.view(np.uint32))
     for c in range(bits.size):
         dx, dy = place[0] - xs[c], place[1] - ys[c]
-        judged[c] = weights[0] * np.sqrt(dx * dx + dy * dy) + shift[c] - weights[1] * rough[c]
+        judged[c] = weights[0] * np.sqrt(dx * dx + dy * dy) + shift[c] - weights[1] * judged[c]
+
+
+@numba.njit(cache=True, inline="always")
+def _some(judged: np.ndarray, limit: np.float32) -> bool:
+    """Whether one does not exceed the limit."""
     found = False
-    for c in range(bits.size):
+    for c in range(judged.size):
         found |= judged[c] <= limit
     return found
+
+
+@numba.njit(cache=True)
+def _kth_other(judged: np.ndarray, k: int) -> float:
+    """The k-th lowest where one is not to count, or a little more: columns are in lanes, and of each only the best."""
+    lanes = np.full(max(_STRIP, 4 * k), np.float32(np.inf))
+    for start in range(0, judged.size, lanes.size):
+        strip = judged[start : start + lanes.size]
+        for c in range(strip.size):
+            lanes[c] = min(lanes[c], strip[c])
+    lowest, at = np.full(k + 1, np.float32(np.inf)), np.zeros(k + 1, dtype=np.int64)
+    for c in range(lanes.size):
+        _insert(lanes[c], c, lowest, at)
+    return lowest[k]
 
 
 @numba.njit(cache=True)
@@ -442,34 +494,26 @@ def _nearest(
 ) -> None:
     """Better ``best`` and ``found``, the k nearest of each row, by the columns.
 
-    A pair is computed where its rough distance, less its error, does not exceed the k-th best, nor the k-th best rough
-    one and its error.
+    A pair is computed where its rough distance, less its error, does not exceed the k-th best, nor what the k-th best
+    rough one is at most.
     """
     n, k = columns.spots.size, best.shape[1]
     xs, ys, weights = columns.xy[0], columns.xy[1], (columns.space, columns.feature)
     for row in numba.prange(rows.size):
-        wide, judged = np.empty(_STRIP, dtype=np.uint32), np.empty(_STRIP, dtype=np.float32)
+        judged = np.empty(n, dtype=np.float32)
         i, place = rows[row], (rows_xy[0, row], rows_xy[1, row])
+        _judge(bits[row], place, xs, ys, columns.shift, weights, judged)
         steps, spots = best[row], found[row]
         limit = np.float32(steps[k - 1] / _FUSED_GRID - base[row] + error[row])
         if limit == np.inf:
-            tight, ranks = np.full(k, np.float32(np.inf)), np.zeros(k, dtype=np.int64)
-            for start in range(0, n, _STRIP):
-                part = slice(start, min(start + _STRIP, n))
-                strip = bits[row, part], place, xs[part], ys[part], columns.shift[part], weights
-                if _judge(*strip, tight[k - 1], wide, judged):
-                    for c in range(part.stop - start):
-                        if judged[c] <= tight[k - 1] and columns.spots[start + c] != i:
-                            _insert(judged[c], start + c, tight, ranks)
-            limit = tight[k - 1] + np.float32(2 * error[row])
+            limit = _kth_other(judged, k) + np.float32(2 * error[row])
         for start in range(0, n, _STRIP):
-            part = slice(start, min(start + _STRIP, n))
-            strip = bits[row, part], place, xs[part], ys[part], columns.shift[part], weights
-            if not _judge(*strip, limit, wide, judged):
+            strip = judged[start : start + _STRIP]
+            if not _some(strip, limit):
                 continue
-            for c in range(part.stop - start):
+            for c in range(strip.size):
                 j = columns.spots[start + c]
-                if judged[c] > limit or j == i:
+                if strip[c] > limit or j == i:
                     continue
                 dx, dy = xy[i, 0] - xy[j, 0], xy[i, 1] - xy[j, 1]
                 cosine = dot(features[i], features[j]) * inverse[i] * inverse[j]

@@ -101,10 +101,12 @@ def test_equals_eq_7_on_real_numbers_in_many_tiles(monkeypatch, rough, dtype):
     features = features.astype(dtype)
     whole = fused_neighbors(xy, features, k=7)
     monkeypatch.setattr(neighbors, "TILE", 7)
+    monkeypatch.setattr(neighbors, "GROUP", 16)
+    kept = fused_neighbors(xy, features, k=7)
     monkeypatch.setattr(neighbors, "GROUP", 2)
     tiled = fused_neighbors(xy, features, k=7)
     expected = neighbors_by_hand(xy, features.astype(np.float64), 7, 0.5, 0.5)
-    for indices, distances in (whole, tiled):
+    for indices, distances in (whole, kept, tiled):
         assert indices.tolist() == expected[0]
         np.testing.assert_allclose(distances, expected[1], rtol=0, atol=1.1e-9)
 
@@ -186,6 +188,31 @@ def test_tiles_out_of_reach_are_left_out(monkeypatch):
     expected = neighbors_by_hand(xy, features, 5, 0.5, 0.5)
     assert indices.tolist() == expected[0]
     np.testing.assert_allclose(distances, expected[1], rtol=0, atol=1.1e-9)
+
+
+def test_products_of_few_spots_are_taken_once(monkeypatch):
+    xy, features, _ = tissue(64)
+    monkeypatch.setattr(neighbors, "TILE", 8)
+    taken, times = [], _products.RoughRows.times
+    monkeypatch.setattr(
+        _products.RoughRows,
+        "times",
+        lambda rows, bank, room: (taken.append(len(rows) * len(bank)), times(rows, bank, room))[1],
+    )
+    monkeypatch.setattr(neighbors, "GROUP", 8)
+    fused_neighbors(xy, features)
+    assert sum(taken) == 64 * (64 + 8) / 2
+
+
+@given(st.lists(st.floats(-9, 9, width=32) | st.just(math.inf), min_size=1, max_size=700), st.integers(1, 100))
+@settings(deadline=None, max_examples=60)
+def test_the_bound_of_the_kth_other_is_the_lowest_of_lanes(values, k):
+    judged = np.array(values, dtype=np.float32)
+    width = max(256, 4 * k)
+    lanes = [min(values[lane::width], default=math.inf) for lane in range(width)]
+    found = neighbors._kth_other(judged, k)
+    assert found == sorted(lanes)[k]
+    assert found >= (sorted(values)[k] if len(values) > k else math.inf)
 
 
 def test_memory_does_not_grow_with_the_pairs():
