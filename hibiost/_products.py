@@ -87,7 +87,10 @@ class RoughRows:
     def __getitem__(self, part: slice | NDArray[np.intp]) -> RoughRows:
         import torch
 
-        rows = self.rows[part] if isinstance(part, slice) else self.rows[torch.from_numpy(part).to(self.rows.device)]
+        if isinstance(part, slice):
+            rows = self.rows[part]
+        else:
+            rows = self.rows.index_select(0, torch.from_numpy(part).to(self.rows.device))
         return RoughRows(rows, self.along[part], self.length[part], self.lost[part])
 
     def room(self, n_rows: int, n_columns: int) -> torch.Tensor:
