@@ -2,7 +2,8 @@
 
 Distances are taken in double precision and rounded twice, to 12 decimals before they are scaled and to 9 decimals
 after, so that neighbours do not depend on threads, matrix libraries or the machine. Which pairs are worth that is told
-by rough cosines, whose error is bounded, and by the distance in space alone.
+by rough cosines, whose error is bounded, by the distance in space alone, and, for the range of cosines, by places on a
+few axes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy import sparse
 from .._products import RoughRows, dot, widen
 from ..errors import DataError
 from ..settings import settings
+from .projected import ENDS, Projected
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,8 @@ _SINGLE = 2.0**-20
 """More than the relative error of a few sums and products in single precision."""
 _ONE = 1 - 1e-13
 """Cosines beyond it, or below its negative, are 1 or -1 on the grid."""
+_PROBED, _FEW = 8, 1 / 4
+"""One group of so many tells whether a pair in so many, at most, may have the least or the greatest cosine."""
 _LONG = 50_000
 """Spots from which on progress is shown."""
 
@@ -104,10 +108,12 @@ def fused_neighbors(
     Neighbours are exact, and the same on every machine. Cosines are multiplied in bfloat16 where the CPU does so
     natively, in float32 elsewhere; pairs whose rank their error leaves open are computed in double precision. As
     ``D_ij >= alpha * minmax(|x_i - x_j|)``, nothing farther in space than ``D_ik / alpha`` can come before the k-th
-    neighbour: tiles of spots beyond that are left out. The range of the cosines takes half of all pairs, so time still
-    grows with ``n_spots ** 2 * n_dims``. Memory beside arguments and result is the embeddings once more, in bfloat16 or
-    float32, about 40 MiB, and 1 MiB for each 400 spots, which PyTorch keeps for the shapes of its products. Up to 4,096
-    spots products are kept, and none is taken twice: at most 32 MiB more in bfloat16, 64 in float32.
+    neighbour: tiles of spots beyond that are left out. The range of the cosines is told by groups of like embeddings,
+    between which bounds on a few axes rule most pairs out; where embeddings spread along too many axes for that, it
+    takes half of all pairs, and time grows with ``n_spots ** 2 * n_dims``. Memory beside arguments and result is the
+    embeddings once more, in bfloat16 or float32, about 40 MiB, and 1 MiB for each 400 spots, which PyTorch keeps for
+    the shapes of its products. Up to 4,096 spots products are kept, and none is taken twice: at most 32 MiB more in
+    bfloat16, 64 in float32.
 
     Parameters
     ----------
@@ -249,8 +255,8 @@ def _all_products(rough: RoughRows, bounds: NDArray[np.intp]) -> NDArray[np.uint
     return found
 
 
-def _tiles(xy: NDArray[np.float64]) -> list[NDArray[np.intp]]:
-    """Spots in compact groups, by halves along the longer side."""
+def _tiles(xy: NDArray[Any]) -> list[NDArray[np.intp]]:
+    """Spots in compact groups, by halves along the longest side."""
     parts, tiles = [np.arange(len(xy))], []
     while parts:
         part = parts.pop()
@@ -294,19 +300,82 @@ def _distance_range(xy: NDArray[np.float64]) -> tuple[float, float]:
 
 def _cosine_range(spots: _Spots) -> tuple[float, float]:
     """Least and greatest cosine of two spots."""
-    order, rough = spots.order, spots.rough
-    error = rough.error(rough)
-    error += _SINGLE * (np.abs(rough.along).max() + spots.centre + rough.length * rough.length.max())
-    shift = (rough.along - spots.centre).astype(np.float32)
-    low, high, room = np.inf, -np.inf, rough.room(TILE, GROUP * TILE)
-    for start, stop in _with_progress(_pairs(spots.bounds), len(order), "range of cosines"):
-        # kept products are looked at by whole rows, which lie in one piece
-        for first in range(start if spots.kept is None else 0, len(order), GROUP * TILE):
-            to = slice(first, first + GROUP * TILE)
-            bits = spots.products(slice(start, stop), to, room)
-            rows = order[start:stop], rough.along[start:stop], error[start:stop], start + 1 - first
-            low, high = _extremes(bits, *rows, order[to], shift[to], spots.features, spots.inverse, low, high)
-    return low, high
+    found = _CosineRange(spots)
+    if spots.kept is not None or not found.among_few():
+        found.among_all()
+    return found.low, found.high
+
+
+class _CosineRange:
+    """Least and greatest cosine of the pairs of spots that were compared."""
+
+    def __init__(self, spots: _Spots) -> None:
+        self.spots, self.low, self.high = spots, np.inf, -np.inf
+        self.room = spots.rough.room(max(TILE, ENDS), GROUP * TILE)
+
+    def among_all(self) -> None:
+        """Compare all pairs, tile by tile."""
+        spots, order, rough = self.spots, self.spots.order, self.spots.rough
+        for start, stop in _with_progress(_pairs(spots.bounds), len(order), "range of cosines"):
+            # kept products are looked at by whole rows, which lie in one piece
+            for first in range(start if spots.kept is None else 0, len(order), GROUP * TILE):
+                own, to = slice(start, stop), slice(first, first + GROUP * TILE)
+                rows, columns = (order[own], rough[own]), (order[to], rough[to])
+                self._compare(spots.products(own, to, self.room), rows, columns, spots.centre, start + 1 - first)
+
+    def among_few(self) -> bool:
+        """Compare the pairs whose cosine may be the least or the greatest, unless those are too many; say which.
+
+        Groups of like embeddings, each by itself, and the ends of the axes tell nearly the whole range. Then each group
+        is compared with the spots of later ones that may have a cosine beyond it.
+        """
+        n, projected = len(self.spots.order), Projected.of(self.spots.features, self.spots.inverse)
+        groups = _tiles(projected.places[:-1].T)
+        order, bounds = np.concatenate(groups), _pairs(np.cumsum([0, *map(len, groups)]))
+        for group in [projected.ends(), *groups[::_PROBED]]:
+            self._compare_like(group, group, 1)
+        projected = projected[order]
+        left = sum(len(projected.rivals(*group, *self._open())) for group in bounds[::_PROBED])
+        if left > _FEW * sum(n - stop for _, stop in bounds[::_PROBED]):
+            return False
+        for group in groups:
+            self._compare_like(group, group, 1)
+        for start, stop in _with_progress(bounds, n, "range of cosines"):
+            rivals = order[projected.rivals(start, stop, *self._open())]
+            whole = np.pad(rivals, (0, -len(rivals) % TILE), mode="edge")  # of each new shape oneDNN keeps a kernel
+            self._compare_like(order[start:stop], whole, -TILE)
+        return True
+
+    def _open(self) -> tuple[float, float]:
+        """The range, without an end beyond which there is nothing."""
+        return self.low if self.low > -_ONE else -np.inf, self.high if self.high < _ONE else np.inf
+
+    def _compare_like(self, group: NDArray[np.intp], others: NDArray[np.intp], ahead: int) -> None:
+        """Compare, having taken the centre of the group away, which leaves little of like rows, and little error."""
+        features, inverse = self.spots.features, self.spots.inverse
+        centre = inverse[group] @ features[group] / len(group)
+        rows = group, RoughRows.of(features, centre, scale=inverse, order=group)
+        for first in range(0, len(others), GROUP * TILE):
+            part = others[first : first + GROUP * TILE]
+            columns = part, RoughRows.of(features, centre, scale=inverse, order=part)
+            bits = rows[1].times(columns[1], self.room)
+            self._compare(bits, rows, columns, float(centre @ centre), ahead - first)
+
+    def _compare(
+        self,
+        bits: NDArray[np.uint16] | NDArray[np.uint32],
+        rows: tuple[NDArray[np.intp], RoughRows],
+        columns: tuple[NDArray[np.intp], RoughRows],
+        centre: float,
+        ahead: int,
+    ) -> None:
+        """Compare each row with the columns from ``ahead + row`` on; ``centre`` is the squared length of theirs."""
+        (spots, own), (others, bank) = rows, columns
+        farthest = max(np.abs(own.along).max(), np.abs(bank.along).max())
+        error = own.error(bank) + _SINGLE * (farthest + centre + own.length * bank.length.max())
+        shift = (bank.along - centre).astype(np.float32)
+        exact = self.spots.features, self.spots.inverse, self.low, self.high
+        self.low, self.high = _extremes(bits, spots, own.along, error, ahead, others, shift, *exact)
 
 
 @numba.njit(cache=True, inline="always")
@@ -338,7 +407,6 @@ def _extremes(
     for row in numba.prange(rows.size):
         wide, judged = np.empty(_STRIP, dtype=np.uint32), np.empty(_STRIP, dtype=np.float32)
         rough = wide.view(np.float32)
-        i = rows[row]
         below, above = _beyond(low, high, along[row], error[row])
         for start in range(max(0, ahead + row), columns.size, _STRIP):
             strip, shifts = bits[row, start : start + _STRIP], shift[start : start + _STRIP]
@@ -352,7 +420,7 @@ def _extremes(
                 continue
             for c in range(strip.size):
                 if judged[c] <= below or judged[c] >= above:
-                    j = columns[start + c]
+                    i, j = min(rows[row], columns[start + c]), max(rows[row], columns[start + c])
                     cosine = dot(features[i], features[j]) * inverse[i] * inverse[j]
                     lows[row], highs[row] = min(lows[row], cosine), max(highs[row], cosine)
                     below, above = _beyond(lows[row], highs[row], along[row], error[row])

@@ -50,7 +50,7 @@ def regions(
     ``benchmarks/results/dlpfc_regions.md``); a lower ``alpha`` follows expression more.
 
     Beside the graph, memory holds the embeddings of one slide up to three times, and about 20 MiB; time grows with the
-    square of the spots of a slide.
+    square of the spots of a slide where their embeddings spread along many axes, and more slowly where along few.
 
     Parameters
     ----------
