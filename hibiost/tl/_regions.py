@@ -49,8 +49,9 @@ def regions(
     thin layers are cut across, and on DLPFC a mean of an expression graph and the grid finds the layers better (see
     ``benchmarks/results/dlpfc_regions.md``); a lower ``alpha`` follows expression more.
 
-    Beside the graph, memory holds the embeddings of one slide up to three times, and about 20 MiB; time grows with the
-    square of the spots of a slide where their embeddings spread along many axes, and more slowly where along few.
+    Beside the graph, memory holds the embeddings of one slide up to three times, about 40 MiB, and 1 MiB for each 400
+    spots; time grows with the square of the spots of a slide where their embeddings spread along many axes, and more
+    slowly where along few.
 
     Parameters
     ----------
