@@ -1,7 +1,7 @@
 """``hb.tl.embed`` beside the bare forward pass, the plain loop over batches, and one image at a time as Loki does.
 
 ``python benchmarks/embed.py [N_SPOTS [N_SPOTS_VIT]]``. A synthetic slide in a tiled TIFF is embedded by hibiost-mini
-(2,000 spots) and by a ViT-B/16 of random weights (48). The loops are what a script would do: Pillow decodes the slide
+(2,000 spots) and by a ViT-B/16 of random weights (96). The loops are what a script would do: Pillow decodes the slide
 once, crops and resizes each patch, and torch computes in float32, with the weights as they are. The bare forward
 passes have all patches in memory.
 """
@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hibiost as hb
 from hibiost import inputs
 
-SIZES = 2_000, 48
+SIZES = 2_000, 96
 BATCH_SIZES = 4, 8, 16, 32, 64
 OURS, LOKI = "hb.tl.embed", "one image at a time (Loki)"
 
