@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numba
 import numpy as np
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+Bits: TypeAlias = NDArray[np.int16] | NDArray[np.int32]
+"""Products as the upper bits of float32, see :func:`widen`."""
 _BFLOAT16, _FLOAT32 = 2.0**-8, 2.0**-24
 """Largest relative error of rounding to each."""
 
@@ -97,15 +99,13 @@ class RoughRows:
         """Memory for the products of so many rows and columns, to be used again and again."""
         return self.rows.new_empty(n_rows * n_columns)
 
-    def times(self, bank: RoughRows, room: torch.Tensor) -> NDArray[np.uint16] | NDArray[np.uint32]:
-        """Rough products with the rows of ``bank`` as the upper bits of float32 (see :func:`widen`), in ``room``."""
+    def times(self, bank: RoughRows, room: torch.Tensor) -> Bits:
+        """Rough products with the rows of ``bank``, in ``room``."""
         import torch
 
         shape = len(self), len(bank)
         found = torch.mm(self.rows, bank.rows.T, out=room[: shape[0] * shape[1]].view(shape)).cpu()
-        if found.dtype == torch.bfloat16:
-            return found.view(torch.int16).numpy().view(np.uint16)
-        return found.numpy().view(np.uint32)
+        return found.view(torch.int16 if found.dtype == torch.bfloat16 else torch.int32).numpy()
 
     def error(self, bank: RoughRows) -> NDArray[np.float64]:
         """How far a product ``along + rough + bank.along - |centre|^2`` may be from the exact one, for each row.
@@ -174,6 +174,20 @@ def widen(bits: np.ndarray, out: np.ndarray) -> None:
     shift = np.uint32(8 * (4 - bits.itemsize))
     for i in range(bits.size):
         out[i] = np.uint32(bits[i]) << shift
+
+
+@numba.njit(cache=True)
+def reaches(bits: np.ndarray, low: np.float32) -> bool:
+    """Whether one of the rough products may be ``low`` or more; always where ``low`` is not positive.
+
+    As whole numbers, bits of positive floats are in their order, and those of negative ones below them.
+    """
+    if not low > 0:
+        return True
+    lowest, found = bits.dtype.type(np.float32(low).view(np.int32) >> np.int32(8 * (4 - bits.itemsize))), False
+    for i in range(bits.size):
+        found |= bits[i] >= lowest
+    return found
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz"})

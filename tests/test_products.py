@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hibiost import _products
-from hibiost._products import RoughRows, dot, widen
+from hibiost._products import RoughRows, dot, reaches, widen
 
 
 @st.composite
@@ -19,7 +19,7 @@ def tables(draw):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @given(table=tables())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_rough_products_lie_within_their_error(dtype, table):
     queries, bank, scale, order = table
     with pytest.MonkeyPatch.context() as patch:
@@ -59,3 +59,18 @@ def test_a_multiplication_that_rounds_more_has_a_larger_error(monkeypatch):
     error = rows.error(rows)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert (rows.error(rows) > 100 * error).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@given(
+    values=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=70),
+    low=st.floats(width=32, allow_nan=False),
+)
+@settings(max_examples=200)
+def test_what_reaches_a_limit_is_told_by_bits(dtype, values, low):
+    rough = torch.tensor(values).to(dtype)
+    bits = rough.view(torch.int16 if dtype == torch.bfloat16 else torch.int32).numpy()
+    floor = torch.tensor([low]).view(torch.int32) >> (32 - 8 * rough.itemsize) << (32 - 8 * rough.itemsize)
+    expected = low <= 0 or (rough.float() >= floor.view(torch.float32)).any()
+    assert reaches(bits, np.float32(low)) == expected
+    assert expected or not (rough.float() >= low).any()

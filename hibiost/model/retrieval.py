@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from scipy import sparse
 
-from .._products import RoughRows, dot, widen
+from .._products import RoughRows, dot, reaches, widen
 from ..errors import check_choice
 
 _QUERIES, _BANK = 512, 1 << 14
@@ -59,12 +59,12 @@ def most_similar(
         shift = (others.along - centre @ centre).astype(np.float32)
         error = rough.error(others)
         error += _SINGLE * (np.abs(rough.along) + np.abs(shift).max() + rough.length * others.length.max())
+        tops = np.maximum.reduceat(shift, np.arange(0, len(shift), _STRIP))
         for start in range(0, len(queries), _QUERIES):
             part = slice(start, start + _QUERIES)
             bits = rough[part].times(others, room)
-            _keep_best(
-                bits, rough.along[part], error[part], shift, queries[part], block, first, similarities[part], rows[part]
-            )
+            exact = queries[part], block, first, similarities[part], rows[part]
+            _keep_best(bits, rough.along[part], error[part], shift, tops, *exact)
     return rows, similarities
 
 
@@ -74,6 +74,7 @@ def _keep_best(
     along: np.ndarray,
     error: np.ndarray,
     shift: np.ndarray,
+    tops: np.ndarray,
     queries: np.ndarray,
     bank: np.ndarray,
     first: int,
@@ -83,24 +84,21 @@ def _keep_best(
     """Better ``best`` and ``found``, the most similar rows so far of each query, by a block that begins at ``first``.
 
     A product is computed where its rough value, ``along + bits + shift``, and its error reach what is the last of the
-    best. Blocks come in order, so an equal one stays behind.
+    best; strips where no bits and the highest shift do are passed over. Blocks come in order, so an equal one stays
+    behind.
     """
     k = best.shape[1]
     for row in numba.prange(bits.shape[0]):
-        wide, judged = np.empty(_STRIP, dtype=np.uint32), np.empty(_STRIP, dtype=np.float32)
-        rough = wide.view(np.float32)
+        judged = np.empty(_STRIP, dtype=np.float32)
         values, rows = best[row], found[row]
         for start in range(0, bits.shape[1], _STRIP):
             strip, shifts = bits[row, start : start + _STRIP], shift[start : start + _STRIP]
             limit = np.float32(values[k - 1] - along[row] - error[row])
-            widen(strip, wide)
-            for c in range(strip.size):
-                judged[c] = rough[c] + shifts[c]
-            hit = False
-            for c in range(strip.size):
-                hit |= judged[c] >= limit
-            if not hit:
+            if not reaches(strip, limit - tops[start // _STRIP]):
                 continue
+            widen(strip, judged.view(np.uint32))
+            for c in range(strip.size):
+                judged[c] += shifts[c]
             for c in range(strip.size):
                 if judged[c] < limit:
                     continue

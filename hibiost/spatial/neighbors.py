@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from .._products import RoughRows, dot, widen
+from .._products import Bits, RoughRows, dot, widen
 from ..errors import DataError
 from ..settings import settings
 from .projected import ENDS, Projected
@@ -88,9 +88,7 @@ class _Spots:
     kept: NDArray[Any] | None
     """Rough products of all spots, where they are few."""
 
-    def products(
-        self, rows: slice, columns: slice | NDArray[np.intp], room: torch.Tensor
-    ) -> NDArray[np.uint16] | NDArray[np.uint32]:
+    def products(self, rows: slice, columns: slice | NDArray[np.intp], room: torch.Tensor) -> Bits:
         """Rough products of some spots with others, those kept or new ones in ``room``."""
         if self.kept is not None:
             return self.kept[rows, columns]
@@ -245,10 +243,10 @@ def _tiled(xy: NDArray[np.float64], features: NDArray) -> _Spots:
     )
 
 
-def _all_products(rough: RoughRows, bounds: NDArray[np.intp]) -> NDArray[np.uint16] | NDArray[np.uint32]:
+def _all_products(rough: RoughRows, bounds: NDArray[np.intp]) -> Bits:
     """Rough products of all rows with one another; half are multiplied, the others are their mirror image."""
     n, room = len(rough), rough.room(TILE, len(rough))
-    found = np.empty((n, n), dtype=f"u{room.itemsize}")
+    found = np.empty((n, n), dtype=f"i{room.itemsize}")
     for start, stop in _pairs(bounds):
         found[start:stop, start:] = rough[start:stop].times(rough[start:], room)
         found[stop:, start:stop] = found[start:stop, stop:].T
@@ -363,7 +361,7 @@ class _CosineRange:
 
     def _compare(
         self,
-        bits: NDArray[np.uint16] | NDArray[np.uint32],
+        bits: Bits,
         rows: tuple[NDArray[np.intp], RoughRows],
         columns: tuple[NDArray[np.intp], RoughRows],
         centre: float,
