@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numba
 import numpy as np
 import pytest
@@ -31,6 +32,9 @@ from hibiost.settings import settings  # noqa: E402 - the environment comes firs
 
 with suppress(ImportError):
     import rich.style  # noqa: F401 - draws from `random`, once, when some package first imports it
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # the first call of a kernel compiles it
+hypothesis.settings.load_profile("untimed")
 
 HER2ST = settings.cache / "her2st"
 HAS_HER2ST = all((HER2ST / "data" / part).is_dir() for part in ("ST-cnts", "ST-imgs", "ST-spotfiles"))

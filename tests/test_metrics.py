@@ -17,7 +17,6 @@ VALUES = st.floats(-100, 100, width=32)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abc")), min_size=1, max_size=40))
-@settings(deadline=None)
 def test_ari_nmi_equal_sklearn(pairs):
     truth, predicted = zip(*pairs, strict=True)
     assert metrics.ari(truth, predicted) == pytest.approx(adjusted_rand_score(truth, predicted))
@@ -160,7 +159,7 @@ def recall_by_hand(queries, keys, percent):
 
 
 @given(st.integers(1, 45), st.integers(1, 7), st.integers(0, 10**6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_recall_equals_sorting(n, batch_size, seed):
     rng = np.random.default_rng(seed)
     queries, keys = rng.integers(-2, 3, (2, n, 3)) * 2 + 1.0

@@ -17,7 +17,7 @@ def slides():
 
 
 @given(n_folds=st.sampled_from([2, 3, 4, None]), split=st.sampled_from(["patient", "slide"]))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_each_spot_is_held_out_once_and_no_group_is_split(slides, n_folds, split):
     groups = slides.obs["patient" if split == "patient" else "library_id"].to_numpy().astype(str)
     parts = hb.benchmark.folds(slides, split=split, n_folds=n_folds)

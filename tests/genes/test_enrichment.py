@@ -25,7 +25,7 @@ def groups(draw):
     return [[draw(st.integers(0, size)) for _ in range(n_genes)] for size in sizes], sizes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(groups())
 def test_equals_fisher_and_the_definitions(drawn):
     counts, sizes = drawn

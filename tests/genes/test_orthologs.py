@@ -100,7 +100,7 @@ def test_policies() -> None:
         choose_orthologs(PAIRS, "bets")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data(), shape=st.tuples(st.integers(1, 5), st.integers(1, 8)), dense=st.booleans())
 def test_sum_genes(data: st.DataObject, shape: tuple[int, int], dense: bool) -> None:
     rows = data.draw(

@@ -63,7 +63,7 @@ def check_format(overlaps: Overlaps, n_spots: int, n_sets: int) -> None:
     assert best.dtype == np.float64
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sentences=tables(), sets=MEMBERS, threshold=THRESHOLDS)
 def test_equation(sentences: np.ndarray, sets: list[set[int]], threshold: float) -> None:
     overlaps = overlap_coefficients(sentences, table_of(sets), threshold=threshold)
@@ -74,7 +74,7 @@ def test_equation(sentences: np.ndarray, sets: list[set[int]], threshold: float)
     assert overlaps.best.tolist() == omega.max(axis=1).tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sentences=tables(), sets=MEMBERS, data=st.data())
 def test_order_of_spots_genes_and_sets(sentences: np.ndarray, sets: list[set[int]], data: st.DataObject) -> None:
     spots = data.draw(st.permutations(range(len(sentences))))
@@ -190,7 +190,7 @@ COEFFICIENTS = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(best=st.lists(COEFFICIENTS, max_size=30), share=st.sampled_from([0.01, 0.07, 0.3, 0.5, 0.9, 1.0]))
 @example(best=[0.3], share=0.5)
 @example(best=[0.57, np.nextafter(0.57, 1)], share=0.5)

@@ -71,7 +71,7 @@ def threads() -> Iterator[int]:
     numba.set_num_threads(before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(counts=COUNTS, form=st.sampled_from(list(FORMS)))
 def test_equations(counts: np.ndarray, form: str) -> None:
     matrix = FORMS[form](counts)
@@ -87,7 +87,7 @@ def test_equations(counts: np.ndarray, form: str) -> None:
     np.testing.assert_allclose(weights.toarray(), weights_by_the_book(counts), rtol=1e-6, atol=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     weights=st.tuples(st.integers(1, 5), st.integers(1, 60)).flatmap(
         lambda shape: arrays(np.float32, shape, elements=st.sampled_from([0, 0, -1, 1e-30, 0.1, 0.1, 0.25, 3, 1e30]))
@@ -101,7 +101,7 @@ def test_top_genes_with_ties(weights: np.ndarray, n_genes: int, form: str) -> No
     assert found.tolist() == [sentence_by_the_book(row, n_genes) for row in weights]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10_000),
     spread=st.sampled_from([0.0, 1e-6, 1.0, 8.0]),
@@ -178,7 +178,7 @@ def test_errors() -> None:
         top_genes(np.ones((2, 2)), 1, among=[True])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     shape=st.sampled_from([(1, 30), (9, 700), (70, 90)]),

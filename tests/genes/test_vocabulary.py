@@ -26,7 +26,7 @@ SLIDE = st.lists(st.sampled_from("ABCDEFGH"), min_size=1, unique=True).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(slides=st.lists(SLIDE, min_size=1, max_size=5), min_spots=st.integers(0, 1))
 def test_fit(slides: list[tuple[list[str], list[list[int]]]], min_spots: int) -> None:
     expected = {}
@@ -100,7 +100,7 @@ def test_equality() -> None:
     assert repr(vocabulary) == "Vocabulary(2 genes, up to 3 spots)"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(slides=st.lists(SLIDE, min_size=1, max_size=6), min_spots=st.integers(0, 1), data=st.data())
 def test_parts_and_blocks_give_what_one_fit_gives(slides, min_spots, data) -> None:
     stream = [(genes, np.array(rows)) for genes, rows in slides]

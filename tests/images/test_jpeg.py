@@ -78,7 +78,7 @@ def test_cut_off_files_are_refused(tmp_path, name, share):
 
 
 @given(st.sampled_from(sorted(JPEGS)), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damage_is_judged_as_by_pillow(tmp_path_factory, name, data):
     """Bytes cut out, cut off or changed."""
     content = bytearray(JPEGS[name])

@@ -156,7 +156,7 @@ def brute_force(mask, spacing):
     return shares / spacing**2
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     mask=hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7)),
     spacing=st.integers(3, 90).map(lambda tenths: tenths / 10),

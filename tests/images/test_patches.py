@@ -20,7 +20,7 @@ def patches(source, centres, **options) -> np.ndarray:
 
 
 @given(st.lists(inside, min_size=1, max_size=9), st.integers(1, 40), st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_a_crop_pixel_by_pixel(centres, size, batch_size):
     batches = list(iter_patches(SOURCE, np.array(centres), window=size, size=size, batch_size=batch_size))
     assert [len(b) for b in batches[:-1]] == [batch_size] * (len(batches) - 1)
@@ -63,7 +63,7 @@ def ramp(along: int) -> np.ndarray:
 
 
 @given(st.floats(45, 75), st.floats(45, 75), st.floats(10, 60), st.integers(8, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_geometry_of_resampling(x, y, window, size):
     """On a ramp, each patch pixel is the coordinate it is centred on."""
     if window == round(window):

@@ -37,7 +37,7 @@ def image(seed: int, height: int, width: int, *, harsh: bool) -> np.ndarray:
     part=st.tuples(*[st.floats(0, 1)] * 4),
     harsh=st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_part_of_an_image(seed, height, width, shape, part, harsh):
     left, top = part[0] * (width - 1), part[1] * (height - 1)
     right, bottom = left + 1 + part[2] * (width - 1 - left), top + 1 + part[3] * (height - 1 - top)

@@ -93,7 +93,7 @@ places = st.tuples(st.integers(-30, 200), st.integers(-30, 200))
     st.tuples(st.integers(5, 60), st.integers(5, 60)),
     st.integers(0, 20),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_order_suits_a_cache_of_the_tiles_used_last(corners, window, tile, spare):
     """Counted by a cache in its plainest form."""
     corners = np.array(corners, float)
@@ -118,7 +118,7 @@ def test_order_suits_a_cache_of_the_tiles_used_last(corners, window, tile, spare
 
 
 @given(st.lists(st.tuples(st.floats(0, WIDTH), st.floats(0, HEIGHT)), min_size=1, max_size=30), st.randoms())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_order_of_spots_changes_no_patch(centres, random):
     with open_image(da.from_array(PIXELS, chunks=(100, 70, 3))) as source:
         found = []

@@ -43,7 +43,7 @@ spots = st.lists(st.tuples(places, st.integers(0, 2)), min_size=1, max_size=40)
 
 
 @given(spots, st.sampled_from(sorted(IMAGES)), st.integers(1, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_spot_gets_its_patch(spots, image, batch_size):
     xy, slides = zip(*spots, strict=True)
     adata = section(xy, IMAGES[image], slides)

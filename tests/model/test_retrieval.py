@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.special import softmax
@@ -15,7 +15,6 @@ SIMILARITIES = np.array([[0.9, 0.5, -0.2], [-0.1, -0.1, -0.3]], dtype=np.float32
 
 @pytest.mark.parametrize("rough", ["bfloat16", "float32"])
 @given(st.integers(1, 20), st.integers(1, 30), st.integers(0, 100), st.floats(0, 20))
-@settings(deadline=None)
 def test_most_similar_equals_full_sort(rough, n_queries, n_bank, seed, offset):
     rng = np.random.default_rng(seed)
     queries = rng.normal(offset, size=(n_queries, 4)).astype(np.float32)

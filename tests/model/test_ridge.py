@@ -23,7 +23,7 @@ def of_sklearn(regression, features, targets):
     return make_pipeline(StandardScaler(), regression).fit(features.astype(np.float64), targets.astype(np.float64))
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(n=st.integers(3, 60), dim=st.integers(1, 40), n_targets=st.integers(1, 50), seed=st.integers(0, 99))
 def test_equals_ridgecv_of_scikit_learn(n, dim, n_targets, seed):
     """Fewer rows than features, more targets than features, and a constant feature among them."""

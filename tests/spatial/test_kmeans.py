@@ -82,7 +82,7 @@ continuous = tables(st.floats(-1, 1, width=32).map(lambda value: round(value, 3)
 
 
 @given(st.one_of(grids, continuous), st.integers(1, 5), st.integers(0, 99))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_equals_exact_lloyd_from_greedy_seeds(features, k, rng):
     distinct = len(np.unique(features, axis=0))
     if distinct < k:
@@ -103,7 +103,7 @@ def test_equals_exact_lloyd_from_greedy_seeds(features, k, rng):
 
 
 @given(grids, st.lists(st.integers(0, 99), min_size=1, max_size=5), st.integers(1, 4))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_equals_exact_lloyd_where_clusters_are_empty(features, drawn, max_iter):
     seeds = np.array([drawn[: len(features)]]) % len(features)
     grid = module._grid(features)

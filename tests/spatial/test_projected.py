@@ -41,7 +41,7 @@ def rows(draw, most=40):
 
 
 @given(rows(), st.sampled_from([1, 2, 8]), st.data())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_those_left_out_have_no_cosine_beyond_the_range(features, axes, data):
     n, inverse = len(features), neighbors._inverse_lengths(features)
     order = np.random.default_rng(data.draw(st.integers(0, 99))).permutation(n)
@@ -95,7 +95,7 @@ def test_ends_hold_the_most_opposite_pair_of_a_plane():
 @given(rows(), st.integers(1, 6), st.integers(1, 3), st.sampled_from(["bfloat16", "float32"]), st.booleans())
 @example(np.ones((9, 3)), 2, 1, "bfloat16", True)
 @example(np.zeros((9, 3)), 2, 1, "bfloat16", True)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_range_is_that_of_all_pairs_to_the_last_bit(features, tile, group, rough, few):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_products, "_rough_dtype", lambda device: getattr(torch, rough))

@@ -67,7 +67,7 @@ def slides(draw):
 @given(slides())
 @example((np.zeros((5, 2)), np.eye(5, 3), 3, 0.5, 0.5))
 @example((np.arange(10.0).reshape(5, 2), np.ones((5, 3)), 3, 0.5, 0.5))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_equals_eq_7_with_duplicates_and_ties(slide):
     xy, features, k, alpha, beta = slide
     indices, distances = fused_neighbors(xy, features, k=k, alpha=alpha, beta=beta)
@@ -164,7 +164,7 @@ def test_few_spots():
 
 
 @given(slides(), st.integers(1, 5), st.integers(1, 3))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_tiles_change_nothing(slide, tile, group):
     xy, features, k, alpha, beta = slide
     whole = fused_neighbors(xy, features, k=k, alpha=alpha, beta=beta)
@@ -205,7 +205,7 @@ def test_products_of_few_spots_are_taken_once(monkeypatch):
 
 
 @given(st.lists(st.floats(-9, 9, width=32) | st.just(math.inf), min_size=1, max_size=700), st.integers(1, 100))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_bound_of_the_kth_other_is_the_lowest_of_lanes(values, k):
     judged = np.array(values, dtype=np.float32)
     width = max(256, 4 * k)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hibiost.errors import DataError
@@ -32,7 +32,6 @@ def tissue(draw):
 
 
 @given(tissue(), st.integers(1, 12))
-@settings(deadline=None)
 def test_equals_eq_15_on_grids_with_ties(data, k):
     labels, xy = data
     np.testing.assert_array_equal(majority_vote(labels, xy, k=k), vote_by_hand(labels, xy, k))

@@ -5,7 +5,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.pipeline import make_pipeline
@@ -218,7 +218,6 @@ def test_trust_is_no_part_of_what_is_predicted(reference, model, caplog):
 # -- which spots, which genes ----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     shares=st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)),
