@@ -83,7 +83,7 @@ class Table:
     ) -> dict[str, Any]:
         """Time ways in turns and print them; those of ``once`` take part in the first turn only.
 
-        Each turn begins with another way: fresh memory costs the first one more than the next.
+        Every other turn goes backwards: the memory that a way leaves behind costs or spares the next one time.
 
         Parameters
         ----------
@@ -105,8 +105,7 @@ class Table:
         found: dict[str, Any] = {}
         rows = {name: Way(case, name, [], 0.0, limit) for name in ways}
         for turn in range(rounds):
-            first = turn % len(ways)
-            for name, way in [*ways.items()][first:] + [*ways.items()][:first]:
+            for name, way in [*ways.items()][:: -1 if turn % 2 else 1]:
                 if turn and name in once:
                     continue
                 found.pop(name, None)
@@ -123,7 +122,7 @@ class Table:
             best = min(others, key=lambda row: row.median)
             told = f"{best.name}, the best of the others, takes {self._ratio(best):.2f} times as long as {self.ours}"
             print(told + (f", which takes {rows[self.ours].median / limit:.1f} times the limit." if limit else "."))
-        return found
+        return {name: found[name] for name in ways}
 
     def write(self) -> None:
         """Write ``docs/speed/NAME.csv`` and ``NAME.md``."""
