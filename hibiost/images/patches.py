@@ -159,5 +159,5 @@ def cut_patch(source: PixelSource, corner: np.ndarray, window: float, patch: np.
     right, bottom = (int(v) for v in np.ceil(corner + window))
     width, height = right - x, bottom - y
     left, top = corner - (x, y)
-    box = (left, top, min(left + window, width), min(top + window, height))
+    box = (left, top, min(left + window, float(width)), min(top + window, float(height)))
     resize_into(patch, source.read(x, y, width, height), box)
