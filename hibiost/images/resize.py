@@ -14,8 +14,8 @@ _HALF, _SHIFT, _WHITE = np.int32(1 << (_BITS - 1)), np.int32(_BITS), np.int32(25
 def resize_into(out: np.ndarray, pixels: np.ndarray, box: tuple[float, float, float, float]) -> None:
     """Resize a part of an image as ``PIL.Image.resize(..., BICUBIC, box=box)`` does, the width first, then the height.
 
-    Between the two, pixels are rounded to 8 bits; Pillow 13 takes the height first where that is cheaper. Memory: the
-    pixels once more.
+    Between the two, pixels are rounded to 8 bits; Pillow 13 takes the height first for some sizes. Memory: the pixels
+    once more.
 
     Parameters
     ----------

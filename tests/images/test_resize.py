@@ -16,7 +16,7 @@ def resized(pixels, box, shape) -> np.ndarray:
 
 
 def by_pillow(pixels, box, shape) -> np.ndarray:
-    """The width first, then the height, which Pillow itself decides from version 13 on."""
+    """The width first, then the height: left to itself, Pillow 13 takes the height first for some sizes."""
     (left, top, right, bottom), (height, width) = box, shape
     bicubic = Image.Resampling.BICUBIC
     narrow = Image.fromarray(pixels).resize((width, len(pixels)), bicubic, box=(left, 0, right, len(pixels)))
