@@ -13,8 +13,8 @@ from .._random import RNG, seed
 from ..errors import DataError, MissingSlotError
 from ..settings import logger, settings
 from ..spatial import coherence, fused_neighbors, leiden, modularity, region_graph
-from ..spatial.neighbors import unit_rows
 from ..spatial.regions import Flavor
+from ..spatial.tiles import unit_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,11 +7,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hibiost import _products
-from hibiost.spatial import neighbors, projected
+from hibiost.spatial import cosines, projected, tiles
 from hibiost.spatial.projected import ENDS, Projected
+from hibiost.spatial.tiles import inverse_lengths, tiled
 
 
-def cosines(features):
+def all_cosines(features):
     """Of all pairs, in double precision; 0 with a row of zeros."""
     features = features.astype(np.float64)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
@@ -43,10 +44,10 @@ def rows(draw, most=40):
 @given(rows(), st.sampled_from([1, 2, 8]), st.data())
 @settings(max_examples=300)
 def test_those_left_out_have_no_cosine_beyond_the_range(features, axes, data):
-    n, inverse = len(features), neighbors._inverse_lengths(features)
+    n, inverse = len(features), inverse_lengths(features)
     order = np.random.default_rng(data.draw(st.integers(0, 99))).permutation(n)
     start, stop = sorted(data.draw(st.sets(st.integers(0, n), min_size=2, max_size=2)))
-    exact = cosines(features)[np.ix_(order, order)]
+    exact = all_cosines(features)[np.ix_(order, order)]
     low, high = (data.draw(st.sampled_from([*exact.ravel(), -np.inf, np.inf, 0.3])) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projected, "AXES", axes)
@@ -74,20 +75,20 @@ def test_places_are_products_with_orthogonal_axes_and_the_length_of_the_rest():
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(3_001, 3)) @ rng.normal(size=(3, 20))
     features = np.vstack([plane, rng.normal(size=(1, 20)), np.zeros((1, 20))])
-    found = Projected.of(features, neighbors._inverse_lengths(features))
+    found = Projected.of(features, inverse_lengths(features))
     places, slack = found.places.astype(np.float64), found.slack
     assert slack < 2e-5
     np.testing.assert_allclose((places**2).sum(axis=0), [*np.ones(3_002), 0], rtol=0, atol=slack)
     assert (places[-1, :3_001] < slack).all()
     assert 0.1 < places[-1, 3_001] < 1
-    np.testing.assert_allclose(places[:-1, :500].T @ places[:-1, :500], cosines(plane[:500]), rtol=0, atol=slack)
+    np.testing.assert_allclose(places[:-1, :500].T @ places[:-1, :500], all_cosines(plane[:500]), rtol=0, atol=slack)
 
 
 def test_ends_hold_the_most_opposite_pair_of_a_plane():
     rng = np.random.default_rng(0)
     angles = rng.uniform(0, 2, 500)
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ np.linalg.qr(rng.normal(size=(5, 5)))[0][:2]
-    ends = Projected.of(features, neighbors._inverse_lengths(features)).ends()
+    ends = Projected.of(features, inverse_lengths(features)).ends()
     assert {angles.argmin(), angles.argmax()} <= set(ends.tolist())
     assert len(ends) <= ENDS
 
@@ -99,12 +100,12 @@ def test_ends_hold_the_most_opposite_pair_of_a_plane():
 def test_range_is_that_of_all_pairs_to_the_last_bit(features, tile, group, rough, few):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_products, "_rough_dtype", lambda device: getattr(torch, rough))
-        patch.setattr(neighbors, "TILE", tile)
-        patch.setattr(neighbors, "GROUP", group)
-        patch.setattr(neighbors, "_FEW", 1.0 if few else 0.25)
-        spots = neighbors._tiled(np.random.default_rng(0).uniform(size=(len(features), 2)), features)
-        found = neighbors._cosine_range(spots)
-    one = neighbors._ONE
+        patch.setattr(tiles, "TILE", tile)
+        patch.setattr(tiles, "GROUP", group)
+        patch.setattr(cosines, "_FEW", 1.0 if few else 0.25)
+        spots = tiled(np.random.default_rng(0).uniform(size=(len(features), 2)), features)
+        found = cosines.cosine_range(spots)
+    one = cosines.ONE
     assert np.clip(found, -one, one).tolist() == np.clip(range_by_hand(spots), -one, one).tolist()
 
 
@@ -113,15 +114,15 @@ def test_of_embeddings_that_spread_along_few_axes_few_pairs_are_compared(monkeyp
     rng = np.random.default_rng(0)
     n = 4_000
     features = rng.normal(size=(n, 3)) @ rng.normal(size=(3, 64)) + noise * rng.normal(size=(n, 64))
-    monkeypatch.setattr(neighbors, "TILE", 64)
-    compared, extremes = [], neighbors._extremes
+    monkeypatch.setattr(tiles, "TILE", 64)
+    compared, extremes = [], cosines._extremes
 
     def counted(bits, *rest):
         compared.append(bits.size)
         return extremes(bits, *rest)
 
-    monkeypatch.setattr(neighbors, "_extremes", counted)
-    found = neighbors._cosine_range(neighbors._tiled(rng.uniform(size=(n, 2)), features))
+    monkeypatch.setattr(cosines, "_extremes", counted)
+    found = cosines.cosine_range(tiled(rng.uniform(size=(n, 2)), features))
     assert at_least <= sum(compared) / (n * n / 2) <= at_most
-    expected = cosines(features)[np.triu_indices(n, 1)]
+    expected = all_cosines(features)[np.triu_indices(n, 1)]
     assert found == pytest.approx((expected.min(), expected.max()), abs=1e-12)

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from hibiost import _products, metrics
 from hibiost.errors import DataError
-from hibiost.spatial import coherence, fused_neighbors, leiden, modularity, neighbors, region_graph
+from hibiost.spatial import coherence, fused_neighbors, leiden, modularity, neighbors, region_graph, tiles
 
 FLAVORS = ["igraph", "leidenalg"]
 
@@ -100,10 +100,10 @@ def test_equals_eq_7_on_real_numbers_in_many_tiles(monkeypatch, rough, dtype):
     xy, features, _ = tissue(60)
     features = features.astype(dtype)
     whole = fused_neighbors(xy, features, k=7)
-    monkeypatch.setattr(neighbors, "TILE", 7)
-    monkeypatch.setattr(neighbors, "GROUP", 16)
+    monkeypatch.setattr(tiles, "TILE", 7)
+    monkeypatch.setattr(tiles, "GROUP", 16)
     kept = fused_neighbors(xy, features, k=7)
-    monkeypatch.setattr(neighbors, "GROUP", 2)
+    monkeypatch.setattr(tiles, "GROUP", 2)
     tiled = fused_neighbors(xy, features, k=7)
     expected = neighbors_by_hand(xy, features.astype(np.float64), 7, 0.5, 0.5)
     for indices, distances in (whole, kept, tiled):
@@ -169,8 +169,8 @@ def test_tiles_change_nothing(slide, tile, group):
     xy, features, k, alpha, beta = slide
     whole = fused_neighbors(xy, features, k=k, alpha=alpha, beta=beta)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbors, "TILE", tile)
-        patch.setattr(neighbors, "GROUP", group)
+        patch.setattr(tiles, "TILE", tile)
+        patch.setattr(tiles, "GROUP", group)
         tiled = fused_neighbors(xy, features, k=k, alpha=alpha, beta=beta)
     for one, other in zip(whole, tiled, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -179,8 +179,8 @@ def test_tiles_change_nothing(slide, tile, group):
 def test_tiles_out_of_reach_are_left_out(monkeypatch):
     xy, features, _ = tissue(400)
     features = features + xy / 100 @ np.random.default_rng(0).normal(size=(2, features.shape[1]))
-    monkeypatch.setattr(neighbors, "TILE", 16)
-    monkeypatch.setattr(neighbors, "GROUP", 1)
+    monkeypatch.setattr(tiles, "TILE", 16)
+    monkeypatch.setattr(tiles, "GROUP", 1)
     compared, nearest = [], neighbors._nearest
     monkeypatch.setattr(neighbors, "_nearest", lambda bits, *rest: (compared.append(bits.size), nearest(bits, *rest)))
     indices, distances = fused_neighbors(xy, features, k=5)
@@ -192,14 +192,14 @@ def test_tiles_out_of_reach_are_left_out(monkeypatch):
 
 def test_products_of_few_spots_are_taken_once(monkeypatch):
     xy, features, _ = tissue(64)
-    monkeypatch.setattr(neighbors, "TILE", 8)
+    monkeypatch.setattr(tiles, "TILE", 8)
     taken, times = [], _products.RoughRows.times
     monkeypatch.setattr(
         _products.RoughRows,
         "times",
         lambda rows, bank, room: (taken.append(len(rows) * len(bank)), times(rows, bank, room))[1],
     )
-    monkeypatch.setattr(neighbors, "GROUP", 8)
+    monkeypatch.setattr(tiles, "GROUP", 8)
     fused_neighbors(xy, features)
     assert sum(taken) == 64 * (64 + 8) / 2
 
