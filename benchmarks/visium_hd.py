@@ -2,8 +2,7 @@
 
 ``python benchmarks/visium_hd.py`` takes 500,000 synthetic bins of 8 um through sentences, overlaps, patches, embedding,
 regions, clusters and a figure, and a tenth of them in a process of their own, and writes ``docs/speed/visium_hd.*``.
-With another number of bins it only measures. ``--skip embed`` leaves that step out of all bins, which takes most of the
-time: what follows then has made-up embeddings.
+With another number of bins it only measures.
 """
 
 from __future__ import annotations
@@ -63,18 +62,9 @@ def patches(adata: AnnData) -> None:
         pass
 
 
-def made_up(adata: AnnData) -> None:
-    """Embeddings that follow the regions and the place, with noise."""
-    rng = np.random.default_rng(0)
-    codes = adata.obs["region_truth"].cat.codes.to_numpy()
-    features = rng.normal(size=(adata.n_obs, 128)).astype(np.float32)
-    features += 2 * rng.normal(size=(codes.max() + 1, 128)).astype(np.float32)[codes]
-    adata.obsm[keys.IMAGE_EMBEDDING] = features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
 def figure(adata: AnnData, path: Path) -> None:
-    """The clusters, or the hidden regions where clusters were skipped."""
-    hb.pl.spatial_clusters(adata, color=keys.CLUSTER if keys.CLUSTER in adata.obs else "region_truth", save=path)
+    """The clusters."""
+    hb.pl.spatial_clusters(adata, color=keys.CLUSTER, save=path)
 
 
 def steps(folder: Path) -> dict[str, Callable[[AnnData], object]]:
@@ -90,7 +80,7 @@ def steps(folder: Path) -> dict[str, Callable[[AnnData], object]]:
     }
 
 
-def measured(n_bins: int, skipped: list[str]) -> list[Step]:
+def measured(n_bins: int) -> list[Step]:
     """Each step on that many bins, once."""
     hb.settings.verbosity, hb.settings.progress = "error", False
     found: list[Step] = []
@@ -105,40 +95,28 @@ def measured(n_bins: int, skipped: list[str]) -> list[Step]:
 
     with tempfile.TemporaryDirectory() as folder:
         small = section(4_000, Path(folder, "small"))
-        for name, step in steps(Path(folder)).items():  # compiles and imports
-            if name not in skipped:
-                step(small)
-            elif name == "embed":
-                made_up(small)
+        for step in steps(Path(folder)).values():  # compiles and imports
+            step(small)
         adata = timed("section", lambda: section(n_bins, Path(folder)))
         for name, step in steps(Path(folder)).items():
-            if name not in skipped:
-                timed(name, lambda step=step: step(adata))
-            elif name == "embed":
-                made_up(adata)
+            timed(name, lambda step=step: step(adata))
     return found
 
 
 def main() -> None:
-    """Measure a tenth of the bins and all of them, each in a new process; what is skipped, is for all of them."""
+    """Measure a tenth of the bins and all of them, each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("n_bins", type=int, nargs="?", default=N_BINS)
-    parser.add_argument("--skip", nargs="*", default=[], choices=list(steps(Path())))
     options = parser.parse_args()
     sizes = (options.n_bins // 10, options.n_bins)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        few, many = (pool.apply(measured, each) for each in zip(sizes, ([], options.skip), strict=True))
+        few, many = (pool.apply(measured, (size,)) for size in sizes)
     head = ["step", f"seconds, {sizes[0]:,} bins", f"seconds, {sizes[1]:,} bins", "times", "memory added (MiB)"]
-    all_of_them = {step.name: step for step in many}
-    lines = []
-    for name, seconds, added, peak in few:
-        more = all_of_them.get(name)
-        grown = [f"{more.seconds:.3g}", f"{more.seconds / seconds:.1f}"] if more else ["not run", ""]
-        _, _, added, peak = more or (name, seconds, added, peak)
-        lines.append([name, f"{seconds:.3g}", *grown, f"{added:,.0f}", f"{peak:,.0f}"])
+    lines = [
+        [name, f"{less:.3g}", f"{more:.3g}", f"{more / less:.1f}", f"{added:,.0f}", f"{peak:,.0f}"]
+        for (_, less, *_), (name, more, added, peak) in zip(few, many, strict=True)
+    ]
     table = markdown([[*head, "memory at the peak (MiB)"], *lines])
-    if "embed" in options.skip:
-        table += f"\n\nOf {sizes[1]:,} bins, later steps had made-up embeddings."
     print(table)
     if options.n_bins == N_BINS:
         rows = [(size, *step) for size, found in zip(sizes, (few, many), strict=True) for step in found]

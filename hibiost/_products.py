@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Bits: TypeAlias = NDArray[np.int16] | NDArray[np.int32]
 """Products as the upper bits of float32, see :func:`widen`."""
+STRIP = 256
+"""Products that are judged at a time."""
+SINGLE = 2.0**-20
+"""More than the relative error of a few sums and products in single precision."""
 _BFLOAT16, _FLOAT32 = 2.0**-8, 2.0**-24
 """Largest relative error of rounding to each."""
 

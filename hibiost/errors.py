@@ -56,12 +56,11 @@ def check_choice(name: str, value: object, known: Iterable[object], error: type[
     """Refuse a value that is none of the known ones."""
     known = list(known)
     if value not in known:
-        raise error(f"{name} is {value!r}; expected one of {known}.{nearest(str(value), map(str, known))}")
+        raise error(f"{name} is {value!r}; expected one of {known}.{nearest(value, known)}")
 
 
-def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+def nearest(name: object, known: Iterable[object], n: int = 3) -> str:
     """A phrase with the names most like ``name``, empty where none is near."""
-    known = [str(k) for k in known]
-    folded = {k.casefold(): k for k in known}
+    folded = {k.casefold(): k for k in map(str, known)}
     hits = [folded[h] for h in difflib.get_close_matches(str(name).casefold(), folded, n=n, cutoff=0.6)]
     return f" Did you mean {' or '.join(repr(h) for h in hits)}?" if hits else ""

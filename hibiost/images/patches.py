@@ -54,9 +54,9 @@ def iter_patches(
 
     A window of a whole number of pixels starts at the pixel nearest to centre - window / 2 (halves up); any other is
     cut at fractions of a pixel. Where window and size differ, the patch is resized as by Pillow's bicubic filter, which
-    widens with the reduction and so suppresses aliasing. What lies outside the image is white. Up to 8
-    threads cut the patches and are two batches ahead. A tiled image is read fastest in its ``reading_order``. Memory:
-    what the source keeps, and three batches.
+    widens with the reduction and so suppresses aliasing. What lies outside the image is white. Up to 8 threads cut the
+    patches and are two batches ahead. A tiled image is read fastest in its ``reading_order``. Memory: what the source
+    keeps, and three batches.
 
     Parameters
     ----------

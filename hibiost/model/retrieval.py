@@ -6,15 +6,11 @@ import numba
 import numpy as np
 from scipy import sparse
 
-from .._products import RoughRows, dot, reaches, widen
+from .._products import SINGLE, STRIP, RoughRows, dot, reaches, widen
 from ..errors import check_choice
 
 _QUERIES, _BANK = 512, 1 << 14
 """Queries and rows of a bank that are compared at a time: 16 MiB of products in bfloat16, 32 MiB in float32."""
-_STRIP = 256
-"""Products that are judged at a time."""
-_SINGLE = 2.0**-20
-"""More than the relative error of a few sums in single precision."""
 _VALUES = 1 << 24
 """Dense values that are mixed at a time."""
 _CLOSE = 1e-6
@@ -58,8 +54,8 @@ def most_similar(
         others = RoughRows.of(block, centre, device=device)
         shift = (others.along - centre @ centre).astype(np.float32)
         error = rough.error(others)
-        error += _SINGLE * (np.abs(rough.along) + np.abs(shift).max() + rough.length * others.length.max())
-        tops = np.maximum.reduceat(shift, np.arange(0, len(shift), _STRIP))
+        error += SINGLE * (np.abs(rough.along) + np.abs(shift).max() + rough.length * others.length.max())
+        tops = np.maximum.reduceat(shift, np.arange(0, len(shift), STRIP))
         for start in range(0, len(queries), _QUERIES):
             part = slice(start, start + _QUERIES)
             bits = rough[part].times(others, room)
@@ -89,12 +85,12 @@ def _keep_best(
     """
     k = best.shape[1]
     for row in numba.prange(bits.shape[0]):
-        judged = np.empty(_STRIP, dtype=np.float32)
+        judged = np.empty(STRIP, dtype=np.float32)
         values, rows = best[row], found[row]
-        for start in range(0, bits.shape[1], _STRIP):
-            strip, shifts = bits[row, start : start + _STRIP], shift[start : start + _STRIP]
+        for start in range(0, bits.shape[1], STRIP):
+            strip, shifts = bits[row, start : start + STRIP], shift[start : start + STRIP]
             limit = np.float32(values[k - 1] - along[row] - error[row])
-            if not reaches(strip, limit - tops[start // _STRIP]):
+            if not reaches(strip, limit - tops[start // STRIP]):
                 continue
             widen(strip, judged.view(np.uint32))
             for c in range(strip.size):

@@ -6,17 +6,15 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from .._products import Bits, RoughRows, dot, widen
+from .._products import SINGLE, STRIP, Bits, RoughRows, dot, widen
 from . import tiles
 from .projected import ENDS, Projected
-from .tiles import SINGLE, Spots, compact, pairs, with_progress
+from .tiles import Spots, compact, spans, with_progress
 
 ONE = 1 - 1e-13
 """Cosines beyond it, or below its negative, count as 1 or -1."""
 _PROBED, _FEW = 8, 1 / 4
 """One group of so many tells whether a pair in so many, at most, may have the least or the greatest cosine."""
-_STRIP = 256
-"""Pairs that are judged at a time."""
 
 
 def cosine_range(spots: Spots) -> tuple[float, float]:
@@ -37,7 +35,7 @@ class _CosineRange:
     def among_all(self) -> None:
         """Compare all pairs, tile by tile."""
         spots, order, rough = self.spots, self.spots.order, self.spots.rough
-        for start, stop in with_progress(pairs(spots.bounds), len(order), "range of cosines"):
+        for start, stop in with_progress(spans(spots.bounds), len(order), "range of cosines"):
             # kept products are looked at by whole rows, which lie in one piece
             for first in range(start if spots.kept is None else 0, len(order), tiles.GROUP * tiles.TILE):
                 own, to = slice(start, stop), slice(first, first + tiles.GROUP * tiles.TILE)
@@ -52,7 +50,7 @@ class _CosineRange:
         """
         n, projected = len(self.spots.order), Projected.of(self.spots.features, self.spots.inverse)
         groups = compact(projected.places[:-1].T)
-        order, bounds = np.concatenate(groups), pairs(np.cumsum([0, *map(len, groups)]))
+        order, bounds = np.concatenate(groups), spans(np.cumsum([0, *map(len, groups)]))
         for group in [projected.ends(), *groups[::_PROBED]]:
             self._compare_like(group, group, 1)
         projected = projected[order]
@@ -63,9 +61,8 @@ class _CosineRange:
             self._compare_like(group, group, 1)
         for start, stop in with_progress(bounds, n, "range of cosines"):
             rivals = order[projected.rivals(start, stop, *self._open())]
-            whole = np.pad(
-                rivals, (0, -len(rivals) % tiles.TILE), mode="edge"
-            )  # of each new shape oneDNN keeps a kernel
+            # oneDNN keeps a kernel for each new shape
+            whole = np.pad(rivals, (0, -len(rivals) % tiles.TILE), mode="edge")
             self._compare_like(order[start:stop], whole, -tiles.TILE)
         return True
 
@@ -128,14 +125,13 @@ def _extremes(
     """
     lows, highs = np.full(rows.size, low), np.full(rows.size, high)
     for row in numba.prange(rows.size):
-        wide, judged = np.empty(_STRIP, dtype=np.uint32), np.empty(_STRIP, dtype=np.float32)
-        rough = wide.view(np.float32)
+        judged = np.empty(STRIP, dtype=np.float32)
         below, above = _beyond(low, high, along[row], error[row])
-        for start in range(max(0, ahead + row), columns.size, _STRIP):
-            strip, shifts = bits[row, start : start + _STRIP], shift[start : start + _STRIP]
-            widen(strip, wide)
+        for start in range(max(0, ahead + row), columns.size, STRIP):
+            strip, shifts = bits[row, start : start + STRIP], shift[start : start + STRIP]
+            widen(strip, judged.view(np.uint32))
             for c in range(strip.size):
-                judged[c] = rough[c] + shifts[c]
+                judged[c] += shifts[c]
             found = False
             for c in range(strip.size):
                 found |= (judged[c] <= below) | (judged[c] >= above)

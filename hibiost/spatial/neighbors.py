@@ -15,19 +15,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from .._products import dot, widen
+from .._products import SINGLE, STRIP, dot, widen
 from ..errors import DataError
 from . import tiles
 from .cosines import cosine_range
-from .tiles import SINGLE, Spots, members, pairs, tiled, with_progress
+from .tiles import Spots, members, spans, tiled, with_progress
 
 _GRID = 1e12
 """Steps per unit, to which ``1 - cosine`` and the distance in space (of the largest one) are rounded."""
 _FUSED_GRID = 1e9
 """Steps per unit, to which the fused distance is rounded."""
 _WEIGHT_DECIMALS = 6
-_STRIP = 256
-"""Pairs that are judged at a time."""
 
 
 class _Columns(NamedTuple):
@@ -203,7 +201,7 @@ def _search(spots: Spots, scales: _Scales, k: int) -> tuple[NDArray[np.int64], N
     error = feature * rough.error(rough) + (scales.space_weight + scales.feature_weight + 2) / _FUSED_GRID
     error += SINGLE * (farthest + np.abs(shift).max() + feature * rough.length * rough.length.max())
     shifts, room = shift.astype(np.float32), rough.room(tiles.TILE, tiles.GROUP * tiles.TILE)
-    for tile, (start, stop) in with_progress(list(enumerate(pairs(bounds))), len(order), "neighbours"):
+    for tile, (start, stop) in with_progress(list(enumerate(spans(bounds))), len(order), "neighbours"):
         apart = _apart(spots.boxes[tile], spots.boxes)
         sequence = np.argsort(apart, kind="stable")
         own = slice(start, stop)
@@ -264,7 +262,7 @@ def _some(judged: np.ndarray, limit: np.float32) -> bool:
 @numba.njit(cache=True)
 def _kth_other(judged: np.ndarray, k: int) -> float:
     """The k-th lowest where one is not to count, or a little more: columns are in lanes, and of each only the best."""
-    lanes = np.full(max(_STRIP, 4 * k), np.float32(np.inf))
+    lanes = np.full(max(STRIP, 4 * k), np.float32(np.inf))
     for start in range(0, judged.size, lanes.size):
         strip = judged[start : start + lanes.size]
         for c in range(strip.size):
@@ -317,8 +315,8 @@ def _nearest(
         limit = np.float32(steps[k - 1] / _FUSED_GRID - base[row] + error[row])
         if limit == np.inf:
             limit = _kth_other(judged, k) + np.float32(2 * error[row])
-        for start in range(0, n, _STRIP):
-            strip = judged[start : start + _STRIP]
+        for start in range(0, n, STRIP):
+            strip = judged[start : start + STRIP]
             if not _some(strip, limit):
                 continue
             for c in range(strip.size):

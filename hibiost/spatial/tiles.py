@@ -19,8 +19,6 @@ TILE = 512
 """Spots at most that are looked at together."""
 GROUP = 8
 """Tiles that a tile is compared with at a time."""
-SINGLE = 2.0**-20
-"""More than the relative error of a few sums and products in single precision."""
 _LONG = 50_000
 """Spots from which on progress is shown."""
 
@@ -82,27 +80,27 @@ def _all_products(rough: RoughRows, bounds: NDArray[np.intp]) -> Bits:
     """Rough products of all rows with one another; half are multiplied, the others are their mirror image."""
     n, room = len(rough), rough.room(TILE, len(rough))
     found = np.empty((n, n), dtype=f"i{room.itemsize}")
-    for start, stop in pairs(bounds):
+    for start, stop in spans(bounds):
         found[start:stop, start:] = rough[start:stop].times(rough[start:], room)
         found[stop:, start:stop] = found[start:stop, stop:].T
     return found
 
 
-def compact(xy: NDArray[Any]) -> list[NDArray[np.intp]]:
-    """Spots in compact groups, by halves along the longest side."""
-    parts, tiles = [np.arange(len(xy))], []
+def compact(places: NDArray[Any]) -> list[NDArray[np.intp]]:
+    """Spots in compact groups by their places, n x dims: halves along the longest side."""
+    parts, tiles = [np.arange(len(places))], []
     while parts:
         part = parts.pop()
         if len(part) <= TILE:
             tiles.append(part)
             continue
         half = len(part) // 2
-        split = np.argpartition(xy[part, np.ptp(xy[part], axis=0).argmax()], half)
+        split = np.argpartition(places[part, np.ptp(places[part], axis=0).argmax()], half)
         parts += [part[split[half:]], part[split[:half]]]
     return tiles
 
 
-def pairs(bounds: NDArray[np.intp]) -> list[tuple[int, int]]:
+def spans(bounds: NDArray[np.intp]) -> list[tuple[int, int]]:
     """Where each tile begins and ends."""
     return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
 
